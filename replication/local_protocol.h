@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The protocol between a program's preload library and the daemon of the same node: SOCK_SEQPACKET UNIX socket, fixed-size records, one
+// request and one reply each, descriptors by SCM_RIGHTS. The daemon trusts nothing but the kernel: the peer's pid and uid come from
+// SO_PEERCRED, rights on a file from the descriptor that the program passes.
+//
+// A process has one *main* connection, made before its first open (constructor, and again in a forked child); its end is the process's
+// end. Requests that may take long (kOpenSession, kSyncOthers, kSyncVolume) go over further connections of the same process, so that one
+// waiting thread does not hold up the others; each connection carries one request at a time.
+//
+// Both sides refuse a record whose size or version is not theirs (they are installed together).
+#pragma once
+
+#include <cstdint>
+
+#include "replication/types.h"
+
+namespace pmirror::local {
+
+constexpr uint32_t kVersion = 1;
+constexpr size_t kMaxVolumes = 32;      // mounted on one node
+constexpr size_t kMaxHandover = 64;     // extents in one handover record
+constexpr char kSocketEnvironment[] = "PMIRROR_SOCKET";  // path; otherwise the mount's source names it: "pmirror:<path>"
+
+enum class RequestKind : uint32_t {
+  // First on every connection. main != 0: this process will open files of the mounts; passes the ticket table and, when it could be opened,
+  // /proc/self/pagemap.  fds: [ticket table, pagemap]. Reply: mounts; fds: one volume page per mount, in order.
+  kHello = 1,
+  // A descriptor of a regular file on a mount -> its backing file. fds: [fd]. Reply: FileReply; fds: [backing fd, order page (absent for a
+  // read-only descriptor)]. EBUSY: a plain handle is open (pid in `holder`). ENODEV: not a pmirror file. ESTALE: gone.
+  kOpenBacking = 2,
+  // A mapping of the backing file now exists at [address, address+length). Until kUnmapped the daemon counts this process as a mapper, and
+  // scans the range when it needs to. Must be answered before the program learns the address.
+  kMapped = 3,
+  // Mapping gone or about to go; `extents` are file ranges written and not replicated: the daemon captures them (it holds them dirty until then).
+  // length may cut a mapping in two. abandoned != 0: extents unknown, all of the range may be dirty.
+  kUnmapped = 4,
+  // The program needs no backing descriptor of this file any more (its last mapping is gone).
+  kCloseBacking = 5,
+  // A data session to replica `replica` of `volume`. session 0: new; otherwise resume, next sequence given. Reply: SessionReply; fds: [socket].
+  // The daemon waits at most `wait_ns` for the replica: ETIMEDOUT; ESHUTDOWN when it is out of the set.
+  kOpenSession = 6,
+  // Make what *other* processes and the daemon hold dirty in a range of a file durable on the replicas (trap 4). length 0: whole file.
+  kSyncOthers = 7,
+  // sync(2), syncfs(2): everything of the volume, this process's own stores excepted (it has sent them itself).
+  kSyncVolume = 8,
+  // A note for the daemon's log and counters: a sync began or stopped waiting under kSuspend, recaptures, waits.
+  kReport = 9,
+};
+
+struct Request {
+  uint32_t version = kVersion;
+  RequestKind kind{};
+  uint32_t volume = 0;       // index in the hello reply's mounts
+  uint32_t replica = 0;      // index in the volume
+  uint64_t file = 0;         // FileId
+  uint64_t address = 0;      // kMapped, kUnmapped
+  uint64_t length = 0;       // bytes
+  uint64_t offset = 0;       // bytes in the file
+  uint64_t session = 0;      // kOpenSession
+  uint64_t next_sequence = 0;
+  uint64_t wait_ns = 0;      // kOpenSession, kSyncOthers, kSyncVolume
+  uint32_t main = 0;         // kHello
+  uint32_t writable = 0;     // kMapped: stores are possible (now, or after mprotect)
+  uint32_t tracked = 0;      // kMapped: Tracking
+  uint32_t abandoned = 0;    // kUnmapped
+  uint32_t extent_count = 0; // kUnmapped
+  uint32_t report = 0;       // kReport: ReportKind
+  uint64_t value = 0;        // kReport
+  Extent extents[kMaxHandover];
+};
+
+enum class ReportKind : uint32_t { kSuspended = 1, kResumed, kFailed, kRecaptured, kSenderFull, kPeerCongested, kReconnected, kSynced };
+
+struct Mount {
+  uint64_t device = 0;       // st_dev of the FUSE mount
+  Uuid volume{};
+  char name[64] = {};        // of the volume, NUL-terminated
+};
+
+struct Reply {
+  uint32_t version = kVersion;
+  int32_t error = 0;         // errno, 0 on success
+  uint32_t volume = 0;
+  uint32_t mount_count = 0;
+  int32_t holder = 0;        // pid that makes kOpenBacking EBUSY
+  uint32_t slot = 0;         // kOpenBacking: index into VolumePage::slots
+  uint64_t file = 0;
+  uint64_t size = 0;
+  uint32_t writable = 0;
+  uint32_t reserved = 0;
+  uint64_t session = 0;      // kOpenSession
+  uint64_t received_sequence = 0;
+  uint64_t durable_sequence = 0;
+  uint64_t credit_limit = 0;
+  char text[128] = {};       // one sentence when error != 0
+  Mount mounts[kMaxVolumes];
+};
+
+}  // namespace pmirror::local

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The page(s) through which the daemon tells every process of the node what a volume's state is. Written by the daemon only; processes
+// map it read-only (the memfd is sealed with F_SEAL_FUTURE_WRITE). Every field is read with one atomic load: no locks, async-signal-safe.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "replication/types.h"
+
+namespace pmirror {
+
+// What a sync does when the in-sync set cannot be reached within the deadline (promise P6).
+enum class OnLoss : uint32_t { kSuspend = 1, kFail = 2, kProceed = 3 };
+
+enum class VolumeState : uint32_t {
+  kServing = 1,
+  kFenced = 2,   // a successor exists or may exist: every sync fails
+  kClosing = 3,  // the daemon is shutting down cleanly
+};
+
+// Who has to receive a capture: packed so that one load is consistent.
+// bits 0..7 in-sync members, 8..15 announced joiners, 16..63 set version.
+struct SetWord {
+  uint64_t raw = 0;
+  uint8_t members() const { return static_cast<uint8_t>(raw); }
+  uint8_t joiners() const { return static_cast<uint8_t>(raw >> 8); }
+  SetVersion version() const { return SetVersion{raw >> 16}; }
+  static SetWord Make(uint8_t members, uint8_t joiners, SetVersion version) {
+    return {uint64_t{members} | uint64_t{joiners} << 8 | Raw(version) << 16};
+  }
+};
+
+// FileSlot::flags
+constexpr uint32_t kFileShared = 1;       // more than one process maps the file for writing: a sync must ask the daemon (trap 4)
+constexpr uint32_t kFileDaemonDirty = 2;  // the daemon holds dirty ranges of it (a mapper left or died): likewise
+
+struct FileSlot {
+  std::atomic<uint64_t> file;             // FileId, kNone when the slot is free
+  std::atomic<uint64_t> size_generation;  // odd while a size operation is under way
+  std::atomic<uint64_t> size;             // bytes; may be older than the file for the moment of a size operation
+  std::atomic<uint32_t> flags;            // kFile*
+  uint32_t reserved;
+};
+static_assert(sizeof(FileSlot) == 32);
+
+constexpr uint32_t kVolumePageMagic = 0x47505650;  // "PVPG"
+constexpr size_t kMaxFileSlots = 65536;            // files mapped or open at the same time in one volume
+
+struct VolumePage {
+  uint32_t magic;
+  uint32_t version;                     // 1
+  std::atomic<uint64_t> epoch;
+  std::atomic<uint64_t> set;            // SetWord::raw; also a futex word (low half) for waits on a change
+  std::atomic<uint32_t> state;          // VolumeState
+  std::atomic<uint32_t> congested;      // bit a replica: it asks for patience
+  uint32_t on_loss;                     // OnLoss, fixed while mounted
+  uint32_t replica_count;               // configured replicas, bits of the set are indices below it
+  uint64_t deadline_ns;                 // a blip shorter than this changes no state
+  uint64_t suspend_ns;                  // kSuspend waits this much longer, then fails
+  uint32_t domain;                      // Domain of the local backing directory (persistence.h)
+  uint32_t tracking;                    // Tracking proven for the backing file system (tracker.h)
+  std::byte padding[4096 - 72];
+  FileSlot slots[kMaxFileSlots];
+};
+static_assert(offsetof(VolumePage, slots) == 4096);
+
+inline SetWord LoadSet(const VolumePage& page) { return {page.set.load(std::memory_order_acquire)}; }
+
+}  // namespace pmirror

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Capture of byte ranges of one file and their way to every member of the in-sync set: steps 4 to 8 of a sync
+// (docs/internals/architecture.md). The same code runs in programs (interpose/) and in the daemon (fs/).
+//
+// Threads: any number at once. Async-signal-safe and allocation-free after construction.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "replication/data_session.h"
+#include "replication/order_page.h"
+#include "replication/staging.h"
+#include "replication/volume_page.h"
+
+namespace pmirror {
+
+// Where the bytes of a file come from: a mapping (program) or the backing descriptor (daemon).
+class ByteSource {
+ public:
+  virtual ~ByteSource() = default;
+  // Copies [extent) into `out` (out.size() == extent.length), aligned 8-byte words never torn. Returns how many bytes there were: fewer
+  // when the file ends or was truncated meanwhile (never SIGBUS). EIO: the page is poisoned.
+  virtual Result<size_t> Copy(Extent extent, std::span<std::byte> out) = 0;
+};
+
+// Reads by pread from a descriptor; coherent with shared mappings of the same file.
+class DescriptorSource : public ByteSource {
+ public:
+  explicit DescriptorSource(int fd) : fd_(fd) {}
+  Result<size_t> Copy(Extent extent, std::span<std::byte> out) override;
+
+ private:
+  int fd_;
+};
+
+// Runs while the replicas work: makes the bytes durable here. Called once per Replicate, after the last frame was sent first.
+class LocalPersist {
+ public:
+  virtual ~LocalPersist() = default;
+  virtual Error Persist() = 0;
+};
+
+// The file whose ranges are captured.
+struct CaptureTarget {
+  FileId file = FileId::kNone;
+  OrderPage* order = nullptr;
+  const FileSlot* slot = nullptr;
+};
+
+// Told of what happens during a sync that waits; all calls may come from any thread and must be async-signal-safe.
+class SyncObserver {
+ public:
+  virtual ~SyncObserver() = default;
+  virtual void Suspended(FileId file) = 0;   // the blip deadline passed, waiting on as the owner said
+  virtual void Resumed(FileId file) = 0;
+  virtual void Failed(FileId file, int error) = 0;
+  virtual void Recaptured() = 0;
+};
+
+class Replication {
+ public:
+  // `page` and `sessions` (one per configured replica, by index; null for one never used) must outlive the object.
+  Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging, SyncObserver& observer);
+
+  // Captures `extents` (sorted, not overlapping) of `target` and returns when they are at `level` on every in-sync member.
+  // `level` kDurable puts a barrier on the last frame. `local` may be null. An empty `extents` with kDurable sends a barrier alone.
+  // Never returns success after a failure of `local`.
+  // Errors: EIO (policy fail, or suspend ran out; the replica's storage failed), ENOSPC (the replica is full), ESTALE (fenced), ETIMEDOUT never.
+  // After an error nothing may be assumed about what the replicas have: the ranges are still dirty (keep the ticket as redo).
+  Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source, WaitLevel level,
+                  LocalPersist* local);
+
+ private:
+  const VolumePage& page_;
+  std::span<DataSession* const> sessions_;
+  StagingPool& staging_;
+  SyncObserver& observer_;
+};
+
+}  // namespace pmirror

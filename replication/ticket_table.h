@@ -30,6 +30,7 @@ constexpr size_t kMaxTickets = 1024;  // redo tickets of one file are merged int
 
 struct TicketTable {
   std::atomic<uint64_t> next_serial;
+  std::atomic<uint64_t> acknowledged_syncs[32];  // by volume index: what `pmirror status` counts as durable_seq
   std::atomic<uint64_t> abandoned;  // set when a process cannot say any more what is dirty: everything it mapped is
   Ticket tickets[kMaxTickets];
 };

@@ -57,7 +57,7 @@ struct FrameHeader {
   uint64_t durable_sequence;  // highest sequence the sender of this frame knows to be durable
   uint64_t file;              // FileId; 0 where the kind names no file
   uint64_t order;             // order number (data image), operation number (namespace op), session (grant, revoke); else 0
-  uint64_t size_generation;   // of `file` when the order number was taken, even; 0 for other kinds
+  uint64_t size_generation;   // of `file` when the order number was taken: 2 x operation number; 0 for other kinds
   uint32_t range_count;       // 0..kMaxRanges
   uint32_t extension_length;  // bytes, 0..kMaxExtension
   uint32_t payload_length;    // bytes, 0..kMaxPayload

@@ -61,7 +61,7 @@ struct NamespaceOp {
   OpTime atime;
   OpTime mtime;
   Extent extent;
-  uint64_t generation = 0;  // size generation of `target` after the operation (even)
+  uint64_t generation = 0;  // size generation of `target` after the operation: 2 x operation number
   std::string name;
   std::string new_name;
   std::string value;

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What an operator decided for one node: the contents of its TOML file, checked. docs/configuration.md
+// describes every key. Plain values; whoever holds a Config may rely on everything that CheckConfig-time
+// rules say (names resolve, paths are absolute and apart).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "replication/persistence.h"
+#include "replication/types.h"
+#include "replication/volume_page.h"
+
+namespace pmirror::server {
+
+enum class LogLevel { kDebug, kInfo, kWarn, kError };
+
+struct PeerConfig {
+  std::string name;
+  std::vector<std::string> control;  // "host:port", "[v6]:port", "unix:/path", tried in order
+};
+
+struct VolumeConfig {
+  std::string name;
+  Uuid uuid{};
+  std::filesystem::path backing;
+  std::filesystem::path mount;
+  std::vector<std::string>
+      nodes;  // those that hold a copy; bit i of an in-sync set is the i-th of them that is not the primary
+  std::string primary;  // of the first mount
+  std::string rpo;      // "0"
+  OnLoss on_loss = OnLoss::kSuspend;
+  std::chrono::nanoseconds deadline{};
+  std::chrono::nanoseconds suspend{};
+  Domain domain = Domain::kFile;
+  uint64_t credit = 0;  // bytes a sender may have under way to this node's replica in one session
+
+  // The nodes but `node`, in the file's order.
+  std::vector<std::string> NodesBut(std::string_view node) const;
+};
+
+struct Config {
+  std::string file;                  // where it was read from, for messages
+  std::string name;                  // of this node
+  std::vector<std::string> control;  // where the control service listens
+  std::vector<std::string> data;     // where replicas accept data sessions
+  std::filesystem::path state_dir;
+  std::filesystem::path socket;  // for programs of this node
+  LogLevel log_level = LogLevel::kInfo;
+  std::vector<PeerConfig> peers;
+  std::vector<VolumeConfig> volumes;
+
+  // Nullptr when there is none of that name.
+  const PeerConfig* Peer(std::string_view name) const;
+  // Where this node's own command line tool finds the control service: "unix:<state dir>/control.sock".
+  std::string ControlSocket() const;
+};
+
+// kInvalidArgument with "FILE:LINE:COLUMN: key: what is wrong; allowed: ..." for the first thing that is
+// wrong. Touches no file.
+absl::StatusOr<Config> ParseConfig(std::string_view text, const std::string& file);
+
+// Reads and parses; kNotFound or kPermissionDenied when the file cannot be read.
+absl::StatusOr<Config> LoadConfig(const std::string& file);
+
+}  // namespace pmirror::server

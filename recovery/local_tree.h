@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A backing directory of this node as one side of a comparison.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "recovery/verifier.h"
+#include "replication/unique_fd.h"
+
+namespace pmirror::recovery {
+
+// Finds a file by the path that the last walk saw it under, and walks again when it is not there. Not
+// thread-safe.
+class LocalTree : public VerifySide {
+ public:
+  // `root`: descriptor of the backing directory.
+  explicit LocalTree(UniqueFd root) : root_(std::move(root)) {}
+
+  absl::StatusOr<recovery::Inventory> Inventory() override;
+  absl::StatusOr<BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
+
+ private:
+  // An open descriptor of the file, or an invalid one.
+  UniqueFd OpenKnown(FileId file) const;
+  absl::StatusOr<UniqueFd> Open(FileId file);
+
+  UniqueFd root_;
+  std::map<FileId, std::string> paths_;  // of regular files
+};
+
+}  // namespace pmirror::recovery

@@ -14,6 +14,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -21,7 +22,6 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -40,6 +40,10 @@ struct Step {
   std::string who;
   std::string what;
   std::function<bool(State&)> run;  // false: not enabled
+  // A step of a Process: where its program counter lies in the state, and the value at which the step comes.
+  // Spares the call.
+  ptrdiff_t pc_offset = -1;
+  uint8_t place = 0;
 };
 
 template <typename State>
@@ -52,7 +56,7 @@ struct Model {
 
   // Adds a step that belongs to nobody's program: the network, the replica, a fault.
   void Anytime(std::string who, std::string what, std::function<bool(State&)> run) {
-    steps.push_back({std::move(who), std::move(what), std::move(run)});
+    steps.push_back({.who = std::move(who), .what = std::move(what), .run = std::move(run)});
   }
 };
 
@@ -87,10 +91,9 @@ class Process {
 
  private:
   void Add(int place, std::string what, Body body) {
-    model_.steps.push_back({name_, std::move(what), [pc = pc_, place, body = std::move(body)](State& state) {
-                              if (pc(state) != place) {
-                                return false;
-                              }
+    const ptrdiff_t offset = &pc_(model_.initial) - reinterpret_cast<uint8_t*>(&model_.initial);
+    model_.steps.push_back({name_, std::move(what),
+                            [pc = pc_, place, body = std::move(body)](State& state) {
                               const Flow flow = body(state);
                               if (flow == kBlocked) {
                                 return false;
@@ -98,7 +101,8 @@ class Process {
                               const int target = flow == kNext ? place + 1 : flow;
                               pc(state) = flow == kDone ? kFinished : static_cast<uint8_t>(target);
                               return true;
-                            }});
+                            },
+                            offset, static_cast<uint8_t>(place)});
   }
 
   Model<State>& model_;
@@ -120,7 +124,7 @@ namespace internal {
 template <typename State>
 class Search {
  public:
-  explicit Search(const Model<State>& model) : model_(model), seen_(1 << 12, Hash{this}, Equal{this}) {
+  explicit Search(const Model<State>& model) : model_(model), table_(1 << 16) {
     // States are compared as bytes, so padding would make equal states differ.
     static_assert(std::has_unique_object_representations_v<State>);
     static_assert(std::is_trivially_copyable_v<State>);
@@ -149,35 +153,64 @@ class Search {
     uint32_t parent;
     uint16_t step;
   };
-  struct Hash {
-    const Search* search;
-    size_t operator()(uint32_t index) const {
-      const std::string_view bytes(reinterpret_cast<const char*>(&search->states_[index]), sizeof(State));
-      return std::hash<std::string_view>{}(bytes);
-    }
-  };
-  struct Equal {
-    const Search* search;
-    bool operator()(uint32_t a, uint32_t b) const {
-      return std::memcmp(&search->states_[a], &search->states_[b], sizeof(State)) == 0;
-    }
+  // An entry of the open-addressed table of visited states; `index` is one more than the state's, 0 is empty.
+  struct Entry {
+    uint32_t index = 0;
+    uint32_t hash = 0;
   };
 
+  static uint32_t Hash(const State& state) {
+    const std::string_view bytes(reinterpret_cast<const char*>(&state), sizeof(State));
+    return static_cast<uint32_t>(std::hash<std::string_view>{}(bytes));
+  }
+
   void Visit(const State& state, uint32_t parent, uint16_t step) {
-    states_.push_back(state);
-    if (seen_.insert(static_cast<uint32_t>(states_.size() - 1)).second) {
-      origins_.push_back({parent, step});
-    } else {
-      states_.pop_back();
+    const uint32_t hash = Hash(state);
+    const size_t mask = table_.size() - 1;
+    size_t at = hash & mask;
+    for (; table_[at].index != 0; at = (at + 1) & mask) {
+      const Entry& entry = table_[at];
+      if (entry.hash == hash && std::memcmp(&states_[entry.index - 1], &state, sizeof(State)) == 0) {
+        return;
+      }
     }
+    states_.push_back(state);
+    origins_.push_back({parent, step});
+    table_[at] = {static_cast<uint32_t>(states_.size()), hash};
+    if (states_.size() * 2 > table_.size()) {
+      Grow();
+    }
+  }
+
+  void Grow() {
+    std::vector<Entry> larger(table_.size() * 2);
+    const size_t mask = larger.size() - 1;
+    for (const Entry& entry : table_) {
+      if (entry.index != 0) {
+        size_t at = entry.hash & mask;
+        while (larger[at].index != 0) {
+          at = (at + 1) & mask;
+        }
+        larger[at] = entry;
+      }
+    }
+    table_ = std::move(larger);
+  }
+
+  uint8_t Byte(uint32_t index, ptrdiff_t offset) const {
+    return reinterpret_cast<const uint8_t*>(&states_[index])[offset];
   }
 
   // Visits what follows. Returns false when nothing can move.
   bool Expand(uint32_t index) {
     bool moved = false;
     for (size_t i = 0; i < model_.steps.size(); ++i) {
+      const Step<State>& step = model_.steps[i];
+      if (step.pc_offset >= 0 && Byte(index, step.pc_offset) != step.place) {
+        continue;
+      }
       State after = states_[index];
-      if (model_.steps[i].run(after)) {
+      if (step.run(after)) {
         moved = true;
         Visit(after, index, static_cast<uint16_t>(i));
       }
@@ -210,7 +243,7 @@ class Search {
   const Model<State>& model_;
   std::vector<State> states_;
   std::vector<Origin> origins_;
-  std::unordered_set<uint32_t, Hash, Equal> seen_;
+  std::vector<Entry> table_;
 };
 
 }  // namespace internal

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the file system asks of replication. The file system does the local work and says what it did; the implementation
-// (fs/volume_replicator.h) gives it a place in the one order, sends it, and waits as the volume's policy says.
+// What the file system asks of replication. The file system does the local work and says what it did; the
+// implementation (fs/volume_replicator.h) gives it a place in the one order, sends it, and waits as the
+// volume's policy says.
 //
-// All calls are thread-safe, may block until the volume's deadline, and return 0 or an errno. When a call fails after the local work
-// was done, what was done stays queued (namespace) or dirty (data): the next sync carries it, nothing is forgotten.
+// All calls are thread-safe, may block until the volume's deadline, and return 0 or an errno. When a call
+// fails after the local work was done, what was done stays queued (namespace) or dirty (data): the next sync
+// carries it, nothing is forgotten.
 #pragma once
 
 #include <memory>
@@ -14,7 +16,8 @@
 
 namespace pmirror::fs {
 
-// The replication state of one regular file that is open on the primary. Shared by all its handles and mappings.
+// The replication state of one regular file that is open on the primary. Shared by all its handles and
+// mappings.
 class ReplicatedFile {
  public:
   virtual ~ReplicatedFile() = default;
@@ -25,33 +28,56 @@ class Replicator {
  public:
   virtual ~Replicator() = default;
 
-  // Runs `local_change` under the volume's namespace lock. It returns 0 and fills `op` when it changed the tree, or an errno when
-  // nothing changed. Returns when every in-sync replica has received the operation.
+  // Runs `local_change` on the calling thread under the volume's namespace lock. It returns 0 and fills `op`
+  // when it changed the tree, or an errno when there is nothing to send: nothing changed, or (ECANCELED) what
+  // changed is no longer part of the volume. That errno is handed back. Returns when every in-sync replica
+  // has received the operation. `local_change` calls back only NewId and Adopted.
   using LocalChange = absl::FunctionRef<int(NamespaceOp& op)>;
   virtual int Change(LocalChange local_change) = 0;
 
-  // The same for an operation that changes the size of `file` or punches it (kTruncate, kAllocate). Serialised with all other
-  // changes of the file's size, under an odd size generation; fills op.generation itself.
+  // The same, under the same lock, for an operation that changes the size of `file` or punches it (kTruncate,
+  // kAllocate). Serialised with all other changes of the file's size, under an odd size generation; fills
+  // op.generation itself.
   virtual int ChangeSize(ReplicatedFile& file, LocalChange local_change) = 0;
 
-  // Attaches replication state to an open regular file. `backing_fd` is duplicated; it must be open for reading, and for writing where the
-  // backing file allows it. The same object is returned for the same id while somebody holds it.
+  // Attaches replication state to an open regular file; null when that fails. Takes no namespace lock.
+  // `backing_fd` is duplicated; it must be open for reading, and for writing where the backing file allows
+  // it. The same object is returned for the same id while somebody holds it.
   virtual std::shared_ptr<ReplicatedFile> Attach(FileId id, int backing_fd) = 0;
 
-  // Says that the local file changed in `extent` (write, copy_file_range). Returns when every in-sync replica has received the bytes.
+  // Says that the local file changed in `extent` (write, copy_file_range). Returns when every in-sync replica
+  // has received the bytes.
   virtual int Written(ReplicatedFile& file, Extent extent) = 0;
 
-  // fsync, fdatasync: everything stored to the file before, by handles and by the mappings of every process, is durable here and on
-  // every in-sync replica. `local_sync` makes the backing file durable; it runs while the replicas work.
+  // Written and Sync in one, for handles with O_SYNC, O_DSYNC or O_DIRECT; an implementation may save a round
+  // trip.
   using LocalSync = absl::FunctionRef<int()>;
+  virtual int WrittenDurably(ReplicatedFile& file, Extent extent, LocalSync local_sync) {
+    const int error = Written(file, extent);
+    return error != 0 ? error : Sync(file, local_sync);
+  }
+
+  // fsync, fdatasync: everything stored to the file before, by handles and by the mappings of every process,
+  // is durable here and on every in-sync replica. `local_sync` makes the backing file durable; it runs while
+  // the replicas work.
   virtual int Sync(ReplicatedFile& file, LocalSync local_sync) = 0;
 
-  // fsync of a directory, syncfs: every namespace change before is durable here and on every in-sync replica, and for syncfs every file.
+  // fsync of a directory, syncfs: every namespace change before is durable here and on every in-sync replica,
+  // and for syncfs every file.
   virtual int SyncTree(LocalSync local_sync) = 0;
   virtual int SyncVolume(LocalSync local_sync) = 0;
 
-  // A new id for an object that is about to be created.
+  // A new id for an object that is about to be created. Does not block; is also called inside a local change.
   virtual FileId NewId() = 0;
+
+  // The object at (parent, name) had no id, or another object's, and has been given `id`: somebody put it
+  // into the backing tree behind pmirror's back, or a crash cut its creation. No replica knows it. May be
+  // called inside a local change, so it only takes notice.
+  virtual void Adopted(FileId parent, const char* name, FileId id) {
+    (void)parent;
+    (void)name;
+    (void)id;
+  }
 };
 
 }  // namespace pmirror::fs

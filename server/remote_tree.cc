@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Messages to values.
+#include "server/remote_tree.h"
+
+#include <utility>
+
+namespace pmirror::server {
+namespace {
+
+recovery::TreeItem ToItem(const control::InventoryItem& message) {
+  recovery::TreeItem item;
+  item.path = message.path();
+  item.id = FileId{message.file()};
+  item.mode = message.mode();
+  item.uid = message.uid();
+  item.gid = message.gid();
+  item.size = message.size();
+  item.rdev = message.rdev();
+  item.target = message.target();
+  item.xattr_crc = message.xattr_crc();
+  item.links = message.links();
+  return item;
+}
+
+}  // namespace
+
+RemoteTree::RemoteTree(proto::ControlClient& client, const Uuid& volume, std::chrono::milliseconds timeout)
+    : client_(client),
+      volume_(reinterpret_cast<const char*>(volume.data()), volume.size()),
+      timeout_(timeout) {}
+
+absl::StatusOr<recovery::Inventory> RemoteTree::Inventory() {
+  control::InventoryRequest request;
+  request.set_volume(volume_);
+  recovery::Inventory inventory;
+  const absl::Status status =
+      client_.Inventory(request, timeout_, [&inventory](const control::InventoryItem& message) {
+        inventory.push_back(ToItem(message));
+        return true;
+      });
+  if (!status.ok()) {
+    return status;
+  }
+  return inventory;
+}
+
+absl::StatusOr<recovery::BlockChecksums> RemoteTree::Checksums(FileId file, Extent extent, uint32_t block) {
+  control::ChecksumsRequest request;
+  request.set_volume(volume_);
+  request.set_file(Raw(file));
+  request.set_offset(extent.offset);
+  request.set_length(extent.length);
+  request.set_block(block);
+  const absl::StatusOr<control::ChecksumsReply> reply = client_.Checksums(request, timeout_);
+  if (!reply.ok()) {
+    return reply.status();
+  }
+  return recovery::BlockChecksums{{reply->crc().begin(), reply->crc().end()}, reply->size()};
+}
+
+}  // namespace pmirror::server

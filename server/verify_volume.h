@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// `pmirror verify` on the primary: compares each replica in turn and tells the caller how far it is.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "proto/control.pb.h"
+#include "proto/control_client.h"
+#include "recovery/verifier.h"
+#include "server/config.h"
+
+namespace pmirror::server {
+
+struct ReplicaToVerify {
+  std::string node;
+  std::vector<std::string> control;  // addresses
+};
+
+// Blocks until done. The last message sent has `finished` and all differences. Fails when a replica cannot be
+// asked: the sentence names it. `send` returns false when the caller is gone.
+absl::Status VerifyVolume(const VolumeConfig& volume, const std::vector<ReplicaToVerify>& replicas,
+                          recovery::Freezer& freezer,
+                          const std::function<bool(const control::VerifyProgress&)>& send);
+
+}  // namespace pmirror::server

@@ -9,28 +9,9 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from writers import Writer, check  # noqa: E402
+from writers import CASES, FORCE_PMEM, Writer, check  # noqa: E402
 
 PROGRAMS = None  # the directory, set at the end
-
-FORCE_PMEM = {"PMEM_IS_PMEM_FORCE": "1", "PMEM2_FORCE_GRANULARITY": "CACHE_LINE"}
-
-# name -> (program, options of write, writers, environment)
-CASES = {
-    "lmdb": ("lmdb_writer", [], 1, {}),
-    "lmdb_writemap": ("lmdb_writer", ["--writemap"], 1, {}),
-    "sqlite": ("sqlite_writer", [], 1, {}),
-    "pmemobj": ("pmemobj_writer", [], 1, FORCE_PMEM),
-    "pmem_all_ways": ("pmem_writer", [], 1, FORCE_PMEM),
-    "pmem_page_cache": ("pmem_writer", [], 1, {"PMEM_IS_PMEM_FORCE": "0"}),
-    "pmem2": ("pmem2_writer", [], 1, FORCE_PMEM),
-    "pmem2_page_cache": ("pmem2_writer", ["--private-fd"], 1, {}),
-    "mmap_all_ways": ("mmap_writer", ["--sync", "all"], 1, {}),
-    "mmap_threads": ("mmap_writer", ["--writers", "4", "--sync", "all"], 4, {}),
-    "mmap_fork": ("mmap_writer", ["--writers", "3", "--fork", "--sync", "all"], 3, {}),
-    "mmap_exec": ("mmap_writer", ["--exec-every", "7", "--close-fd"], 1, {}),
-    "raw_static": ("raw_static", [], 1, {}),
-}
 
 
 class Apps(unittest.TestCase):

@@ -39,6 +39,9 @@ class StagingPool {
   // ETIMEDOUT when none came free.
   Result<Buffer> Take(Deadline deadline);
 
+  // All buffers are free again. For the child of a fork: those who held one do not exist there.
+  void ResetAfterFork();
+
  private:
   struct Impl;
   explicit StagingPool(std::unique_ptr<Impl> impl);

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// See patience.h.
+#include "replication/patience.h"
+
+#include <algorithm>
+
+namespace pmirror {
+namespace {
+
+// Longer than any process lives, and far from an overflow when the current time is added.
+constexpr uint64_t kForever = uint64_t{1} << 60;
+
+Deadline::Duration Period(uint64_t nanoseconds) {
+  return Deadline::Duration(static_cast<int64_t>(std::min(nanoseconds, kForever)));
+}
+
+}  // namespace
+
+Patience::Patience(const VolumePage& page, SyncObserver& observer, FileId file)
+    : page_(page), observer_(observer), file_(file), limit_(Deadline::After(Period(page.deadline_ns))) {}
+
+void Patience::Progress() {
+  limit_ = Deadline::After(Period(suspended_ ? page_.suspend_ns : page_.deadline_ns));
+}
+
+// kProceed fails like kFail: what it would have to record is the business of a dirty map, and the daemon
+// refuses to mount a volume with that policy while it has none.
+bool Patience::RanOut() {
+  if (!limit_.Expired()) {
+    return false;
+  }
+  if (suspended_ || page_.on_loss != static_cast<uint32_t>(OnLoss::kSuspend)) {
+    return true;
+  }
+  suspended_ = true;
+  limit_ = Deadline::After(Period(page_.suspend_ns));
+  observer_.Suspended(file_);
+  return limit_.Expired();
+}
+
+Deadline Patience::Within(Deadline::Duration duration) const {
+  return Deadline::After(std::min(duration, limit_.Remaining()));
+}
+
+Deadline Patience::Slice() const { return Within(kPageSlice); }
+
+void Patience::Ended(int error) {
+  if (error != 0) {
+    observer_.Failed(file_, error);
+  } else if (suspended_) {
+    observer_.Resumed(file_);
+  }
+}
+
+}  // namespace pmirror

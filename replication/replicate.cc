@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Replication::Replicate: one sync as a loop that converges. Each turn looks at the volume page, picks the
+// replicas that do not have the capture yet, and makes one attempt with those that can be reached; it ends
+// when the set word, read after the last acknowledgement, asks for nobody else, or when patience runs out. A
+// new attempt is a new capture: new order number, bytes copied again.
+#include "replication/replicate.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <optional>
+
+#include "replication/frame_filler.h"
+#include "replication/futex_mutex.h"
+#include "replication/patience.h"
+#include "replication/signal_guard.h"
+
+namespace pmirror {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kConnectSlice{
+    1000};                              // one try to connect, after which the volume page is looked at again
+constexpr milliseconds kFirstPause{1};  // between attempts that cannot succeed at once; doubles up to
+constexpr milliseconds kLongestPause{64};
+constexpr int kRecapturesAtOnce = 3;  // then with pauses: what the replica waits for is not there yet
+
+using ReplicaMask = uint8_t;
+constexpr ReplicaMask Bit(size_t replica) { return static_cast<ReplicaMask>(1U << replica); }
+
+template <typename Function>
+void ForEach(ReplicaMask mask, Function function) {
+  for (unsigned left = mask; left != 0; left &= left - 1) {
+    function(static_cast<size_t>(std::countr_zero(left)));
+  }
+}
+
+// What a refusal with a reason means for the sync: an error, or nothing when waiting may cure it.
+Error Judge(const RefusalBody& refusal) {
+  switch (RefusalCode{refusal.code}) {
+    case RefusalCode::kNoSpace:
+      return {ENOSPC, "replicate: the replica's file system is full"};
+    case RefusalCode::kOldEpoch:
+      return {ESTALE, "replicate: the replica follows a newer primary"};
+    case RefusalCode::kNoSuchFile:
+      return {EIO, "replicate: the replica has no such file"};
+    case RefusalCode::kOutOfRange:
+      return {EIO, "replicate: beyond the largest file of the replica's file system"};
+    case RefusalCode::kIoError:
+      return {EIO, "replicate: the replica's storage failed"};
+    case RefusalCode::kRecapture:
+    case RefusalCode::kNotGranted:  // after a restart of the replica the daemon grants again
+    case RefusalCode::kBlocked:     // the daemon repeats the operation that blocks
+      return Error::Ok();
+  }
+  return {EIO, "replicate: refused for an unknown reason"};
+}
+
+class Sync {
+ public:
+  Sync(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
+       SyncObserver& observer, const CaptureTarget& target, std::span<const Extent> extents,
+       ByteSource& source, WaitLevel level, LocalPersist* local)
+      : page_(page),
+        sessions_(sessions),
+        staging_(staging),
+        observer_(observer),
+        target_(target),
+        extents_(extents),
+        source_(source),
+        level_(level),
+        local_(local),
+        patience_(page, observer, target.file) {}
+
+  Error Run() {
+    const Error error = Converge();
+    patience_.Ended(error.code);
+    return error;
+  }
+
+ private:
+  // One capture on its way: what each replica was sent and said.
+  struct Attempt {
+    Order order;
+    SetWord set;
+    Epoch epoch{};
+    ReplicaMask begun = 0;  // captures registered with these sessions
+    ReplicaMask alive = 0;  // nothing has gone wrong with these yet
+    std::array<CaptureInFlight, kMaxReplicas> captures;
+    std::array<Receipt, kMaxReplicas> receipts;
+    bool barrier_sent = false;
+    uint64_t bytes = 0;  // payload sent
+  };
+
+  Error Converge();
+  Error Fenced() const;
+  void Adopt(SetWord set);
+  ReplicaMask Reachable(ReplicaMask missing);
+  Error Try(SetWord set, ReplicaMask replicas);
+  std::optional<Order> TakeOrderPatiently();
+  Error SendAll(Attempt& attempt);
+  void SendToEach(Attempt& attempt, FrameToSend frame);
+  void SendBarrier(Attempt& attempt);
+  size_t FrameBudget(ReplicaMask replicas) const;
+  SendStatus AwaitOne(Attempt& attempt, size_t replica);
+  Error Conclude(Attempt& attempt, size_t replica, SendStatus status);
+  void NoteRecapture();
+  void PersistHere();
+  void Pause();
+  void Advanced(uint64_t bytes);
+
+  const VolumePage& page_;
+  const std::span<DataSession* const> sessions_;
+  StagingPool& staging_;
+  SyncObserver& observer_;
+  const CaptureTarget& target_;
+  const std::span<const Extent> extents_;
+  ByteSource& source_;
+  const WaitLevel level_;
+  LocalPersist* const local_;
+  Patience patience_;
+
+  ReplicaMask done_ = 0;  // these have it at the wanted level
+  std::optional<SetWord> seen_;
+  uint64_t seen_epoch_ = 0;
+  bool persisted_ = false;
+  Error local_error_;
+  bool sent_before_ = false;  // a frame of an earlier attempt may have arrived
+  uint64_t furthest_ = 0;     // bytes that any attempt has got into the transport
+  int recaptures_ = 0;
+  bool pause_ = false;  // another attempt at once would be in vain
+  milliseconds next_pause_ = kFirstPause;
+};
+
+Error Sync::Converge() {
+  while (true) {
+    PMIRROR_RETURN_IF_ERROR(Fenced());
+    const SetWord set = LoadSet(page_);
+    Adopt(set);
+    const auto missing = static_cast<ReplicaMask>((set.members() | set.joiners()) & ~done_);
+    if (missing == 0 && set.members() != 0) {
+      PersistHere();
+      return local_error_;
+    }
+    if (patience_.RanOut()) {
+      return {EIO, "replicate: no answer from the replica within the deadline"};
+    }
+    const ReplicaMask reachable = Reachable(missing);
+    pause_ = reachable == 0;
+    if (reachable != 0) {
+      PMIRROR_RETURN_IF_ERROR(Try(set, reachable));
+    }
+    PersistHere();
+    PMIRROR_RETURN_IF_ERROR(local_error_);
+    if (pause_) {
+      Pause();
+    }
+  }
+}
+
+Error Sync::Fenced() const {
+  if (page_.state.load(std::memory_order_acquire) == static_cast<uint32_t>(VolumeState::kFenced)) {
+    return {ESTALE, "replicate: another node is or may be primary"};
+  }
+  return Error::Ok();
+}
+
+// What a replica acknowledged counts as long as the set moves in single steps that we have seen; a replica
+// that may have left and come back in between, or a new epoch, starts afresh.
+void Sync::Adopt(SetWord set) {
+  const uint64_t epoch = page_.epoch.load(std::memory_order_acquire);
+  const bool same = seen_.has_value() && seen_->version() == set.version() && epoch == seen_epoch_;
+  const bool one_step =
+      seen_.has_value() && Raw(set.version()) == Raw(seen_->version()) + 1 && epoch == seen_epoch_;
+  if (same) {
+    return;
+  }
+  if (!one_step) {
+    done_ = 0;
+  }
+  done_ &= static_cast<ReplicaMask>(set.members() | set.joiners());
+  seen_ = set;
+  seen_epoch_ = epoch;
+  furthest_ = 0;  // who is new gets all of it
+  next_pause_ = kFirstPause;
+}
+
+// Those connected already go first, so that one that is gone does not keep the bytes from the others.
+ReplicaMask Sync::Reachable(ReplicaMask missing) {
+  ReplicaMask reachable = 0;
+  ForEach(missing, [&](size_t replica) {
+    if (replica < sessions_.size() && sessions_[replica] != nullptr && sessions_[replica]->connected()) {
+      reachable |= Bit(replica);
+    }
+  });
+  if (reachable != 0) {
+    return reachable;
+  }
+  ForEach(missing, [&](size_t replica) {
+    if (replica < sessions_.size() && sessions_[replica] != nullptr &&
+        sessions_[replica]->EnsureConnected(patience_.Within(kConnectSlice)).ok()) {
+      reachable |= Bit(replica);
+    }
+  });
+  return reachable;
+}
+
+// One capture, sent to `replicas` and awaited. An error ends the sync; everything else shows in done_.
+Error Sync::Try(SetWord set, ReplicaMask replicas) {
+  Attempt attempt;
+  attempt.set = set;
+  attempt.epoch = Epoch{seen_epoch_};
+  attempt.alive = replicas;
+  if (!extents_.empty()) {
+    const std::optional<Order> order = TakeOrderPatiently();
+    if (!order.has_value()) {
+      return Error::Ok();
+    }
+    attempt.order = *order;
+  }
+  ForEach(replicas, [&](size_t replica) {
+    attempt.captures[replica].file = target_.file;
+    attempt.captures[replica].order = attempt.order.number;
+    sessions_[replica]->Begin(attempt.captures[replica]);
+  });
+  attempt.begun = replicas;
+
+  Error error = SendAll(attempt);
+  sent_before_ = true;
+  if (error.ok()) {
+    PersistHere();
+    error = local_error_;
+  }
+  ForEach(attempt.begun, [&](size_t replica) {
+    SendStatus status = attempt.captures[replica].status;
+    if (error.ok() && (attempt.alive & Bit(replica)) != 0) {
+      status = AwaitOne(attempt, replica);
+    } else {
+      status = SendStatus::kTimedOut;
+    }
+    sessions_[replica]->End(attempt.captures[replica]);
+    if (error.ok()) {
+      error = Conclude(attempt, replica, status);
+    }
+  });
+  return error;
+}
+
+// Nothing when fenced or out of patience; the loop finds that out itself.
+std::optional<Order> Sync::TakeOrderPatiently() {
+  const std::atomic<uint64_t>& generation = target_.slot->size_generation;
+  while (true) {
+    const std::optional<Order> order = TakeOrder(*target_.order, generation);
+    if (order.has_value()) {
+      return order;
+    }
+    const uint64_t seen = generation.load(std::memory_order_acquire);
+    if (seen % 2 == 0) {
+      continue;  // it moved just then
+    }
+    if (patience_.RanOut() || !Fenced().ok()) {
+      return std::nullopt;
+    }
+    const SignalWindow window(SignalWindow::kNow);
+    FutexWait(&generation, static_cast<uint32_t>(seen), patience_.Slice(), FutexScope::kShared);
+  }
+}
+
+Error Sync::SendAll(Attempt& attempt) {
+  FrameFiller filler(extents_, source_);
+  bool last = extents_.empty();
+  while (!last && attempt.alive != 0) {
+    Result<StagingPool::Buffer> buffer = staging_.Take(patience_.limit());
+    if (!buffer.ok()) {
+      attempt.alive = 0;
+      return Error::Ok();
+    }
+    const Result<StagedFrame> staged = filler.Fill(buffer.value().bytes(), FrameBudget(attempt.alive));
+    if (!staged.ok()) {
+      return staged.error();
+    }
+    last = staged.value().last;
+    if (staged.value().payload.empty()) {
+      continue;
+    }
+    FrameToSend frame;
+    frame.kind = FrameKind::kDataImage;
+    frame.file = target_.file;
+    frame.order = attempt.order.number;
+    frame.size_generation = attempt.order.size_generation;
+    frame.ranges = staged.value().ranges;
+    frame.payload = staged.value().payload;
+    frame.payload_crc = staged.value().payload_crc;
+    frame.flags = sent_before_ ? kFlagRecaptured : 0;
+    if (!last) {
+      frame.flags |= kFlagContinues;
+    } else {
+      frame.flags |= level_ == WaitLevel::kDurable ? kFlagAckWanted | kFlagBarrier : kFlagAckWanted;
+      attempt.barrier_sent = true;
+    }
+    SendToEach(attempt, frame);
+    attempt.bytes += frame.payload.size();
+    Advanced(attempt.bytes);
+  }
+  SendBarrier(attempt);
+  return Error::Ok();
+}
+
+// When no frame could carry the barrier: no extents, or the file ended where the last of them would have
+// been.
+void Sync::SendBarrier(Attempt& attempt) {
+  const bool nothing_to_ask = level_ == WaitLevel::kReceived && attempt.bytes == 0;
+  if (attempt.barrier_sent || nothing_to_ask) {
+    return;
+  }
+  FrameToSend frame;
+  frame.kind = FrameKind::kBarrier;
+  frame.flags = kFlagAckWanted;
+  SendToEach(attempt, frame);
+}
+
+void Sync::SendToEach(Attempt& attempt, FrameToSend frame) {
+  frame.epoch = attempt.epoch;
+  frame.set_version = attempt.set.version();
+  ForEach(attempt.alive, [&](size_t replica) {
+    frame.capture = &attempt.captures[replica];
+    SendStatus status = SendStatus::kOk;
+    do {
+      status = sessions_[replica]->Send(frame, patience_.limit(), attempt.receipts[replica]);
+    } while ((status == SendStatus::kSenderFull || status == SendStatus::kPeerCongested) &&
+             !patience_.RanOut());
+    if (status == SendStatus::kRecapture && attempt.captures[replica].status == SendStatus::kOk) {
+      pause_ =
+          false;  // the frame is larger than the replica's new window: the next attempt makes smaller ones
+    }
+    if (status != SendStatus::kOk) {
+      attempt.alive &= static_cast<ReplicaMask>(~Bit(replica));
+    }
+  });
+}
+
+size_t Sync::FrameBudget(ReplicaMask replicas) const {
+  size_t budget = kMaxFrame;
+  ForEach(replicas, [&](size_t replica) { budget = std::min(budget, sessions_[replica]->FrameBudget()); });
+  return budget;
+}
+
+// Progress of the peer up to our frame counts, too: a large capture takes its time to apply.
+SendStatus Sync::AwaitOne(Attempt& attempt, size_t replica) {
+  DataSession& session = *sessions_[replica];
+  const Receipt& receipt = attempt.receipts[replica];
+  if (receipt.sequence == 0) {
+    return SendStatus::kOk;  // there was nothing to send
+  }
+  Sequence reached = 0;
+  while (true) {
+    const SendStatus status = session.Await(receipt, level_, &attempt.captures[replica], patience_.Slice());
+    if (status != SendStatus::kTimedOut) {
+      return status;
+    }
+    const Sequence received = std::min(session.Received(), receipt.sequence);
+    if (received > reached) {
+      reached = received;
+      patience_.Progress();
+    }
+    const SetWord set = LoadSet(page_);
+    const bool wanted = ((set.members() | set.joiners()) & Bit(replica)) != 0;
+    if (!wanted || !Fenced().ok() || patience_.RanOut()) {
+      return SendStatus::kTimedOut;
+    }
+  }
+}
+
+// Requires: the capture was ended, so that nobody writes to it any more.
+Error Sync::Conclude(Attempt& attempt, size_t replica, SendStatus status) {
+  const CaptureInFlight& capture = attempt.captures[replica];
+  if (status == SendStatus::kOk) {
+    done_ |= Bit(replica);
+    return Error::Ok();
+  }
+  if (capture.status == SendStatus::kRecapture) {
+    NoteRecapture();
+    return Error::Ok();
+  }
+  if (capture.status == SendStatus::kRefused) {
+    const Error error = Judge(capture.refusal);
+    const bool old_epoch = RefusalCode{capture.refusal.code} == RefusalCode::kOldEpoch;
+    if (old_epoch && page_.epoch.load(std::memory_order_acquire) != Raw(attempt.epoch)) {
+      return Error::Ok();  // ours moved on meanwhile
+    }
+    pause_ = true;
+    return error;
+  }
+  return Error::Ok();
+}
+
+void Sync::NoteRecapture() {
+  observer_.Recaptured();
+  ++recaptures_;
+  pause_ = pause_ || recaptures_ > kRecapturesAtOnce;
+}
+
+void Sync::PersistHere() {
+  if (local_ == nullptr || persisted_) {
+    return;
+  }
+  persisted_ = true;
+  const SignalWindow window(SignalWindow::kNow);
+  local_error_ = local_->Persist();
+}
+
+// Until the in-sync set moves, or for a while.
+void Sync::Pause() {
+  const Deadline deadline = patience_.Within(next_pause_);
+  next_pause_ = std::min(2 * next_pause_, kLongestPause);
+  const SignalWindow window(SignalWindow::kNow);
+  FutexWait(&page_.set, static_cast<uint32_t>(seen_->raw), deadline, FutexScope::kShared);
+}
+
+// Only what no attempt had reached before is progress: a peer that takes bytes and never answers is none.
+void Sync::Advanced(uint64_t bytes) {
+  if (bytes > furthest_) {
+    furthest_ = bytes;
+    patience_.Progress();
+  }
+}
+
+}  // namespace
+
+Replication::Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
+                         SyncObserver& observer)
+    : page_(page), sessions_(sessions), staging_(staging), observer_(observer) {}
+
+Error Replication::Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
+                             WaitLevel level, LocalPersist* local) {
+  // Not RAII: giving cancellation back may end the thread here, and a destructor may not be left that way.
+  int cancellation = 0;
+  ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancellation);
+  Error result;
+  {
+    const SignalBlock block;
+    result = Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local).Run();
+  }
+  ::pthread_setcancelstate(cancellation, nullptr);
+  return result;
+}
+
+}  // namespace pmirror

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Merging answers, and their two forms.
+#include "cli/status_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+namespace pmirror::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json ReplicaJson(const control::ReplicaStatus& replica) {
+  return {{"node", replica.node()},
+          {"state", replica.state()},
+          {"dirty_bytes", replica.dirty_bytes()},
+          {"durable_seq", replica.durable_seq()},
+          {"placement", replica.placement()},
+          {"reason", replica.reason()},
+          {"reconnects", replica.reconnects()},
+          {"sender_full", replica.sender_full()},
+          {"peer_congested", replica.peer_congested()},
+          {"recaptures", replica.recaptures()}};
+}
+
+Json VolumeJson(const control::VolumeStatus& volume) {
+  Json replicas = Json::array();
+  for (const control::ReplicaStatus& replica : volume.replicas()) {
+    replicas.push_back(ReplicaJson(replica));
+  }
+  return {{"name", volume.name()},
+          {"epoch", volume.epoch()},
+          {"primary", volume.primary()},
+          {"rpo", volume.rpo()},
+          {"replicas", replicas},
+          {"role", volume.role()},
+          {"mount", volume.mount()},
+          {"on_loss", volume.on_loss()},
+          {"set_version", volume.set_version()},
+          {"suspended_syncs", volume.suspended_syncs()},
+          {"mapped_processes", volume.mapped_processes()}};
+}
+
+std::vector<std::string> Warnings(const std::vector<control::StatusReply>& replies) {
+  std::vector<std::string> warnings;
+  for (const control::StatusReply& reply : replies) {
+    warnings.insert(warnings.end(), reply.warnings().begin(), reply.warnings().end());
+  }
+  return warnings;
+}
+
+}  // namespace
+
+std::vector<control::VolumeStatus> Merge(const std::vector<control::StatusReply>& replies) {
+  std::map<std::string, control::VolumeStatus> merged;
+  for (const control::StatusReply& reply : replies) {
+    for (const control::VolumeStatus& status : reply.volumes()) {
+      const auto [entry, first] = merged.emplace(status.name(), status);
+      if (first || entry->second.role() == "primary") {
+        continue;
+      }
+      if (status.role() == "primary") {
+        entry->second = status;
+      } else {
+        entry->second.mutable_replicas()->MergeFrom(status.replicas());
+        entry->second.set_epoch(std::max(entry->second.epoch(), status.epoch()));
+      }
+    }
+  }
+  std::vector<control::VolumeStatus> volumes;
+  for (auto& [name, status] : merged) {
+    volumes.push_back(std::move(status));
+  }
+  return volumes;
+}
+
+nlohmann::ordered_json StatusJson(const std::vector<control::StatusReply>& replies,
+                                  const std::vector<Unreachable>& unreachable) {
+  Json json;
+  json["volumes"] = Json::array();
+  for (const control::VolumeStatus& volume : Merge(replies)) {
+    json["volumes"].push_back(VolumeJson(volume));
+  }
+  json["warnings"] = Warnings(replies);
+  json["unreachable"] = Json::array();
+  for (const Unreachable& node : unreachable) {
+    json["unreachable"].push_back({{"node", node.node}, {"reason", node.reason}});
+  }
+  return json;
+}
+
+std::string StatusTable(const std::vector<control::StatusReply>& replies) {
+  std::string table;
+  for (const control::VolumeStatus& volume : Merge(replies)) {
+    table += fmt::format("{}  primary {}  epoch {}  rpo {}  on loss {}\n", volume.name(), volume.primary(),
+                         volume.epoch(), volume.rpo(), volume.on_loss());
+    if (volume.role() != "primary") {
+      table += "  the primary did not answer; this is what the replicas know\n";
+    }
+    if (volume.suspended_syncs() > 0) {
+      table += fmt::format("  {} syncs wait for a replica\n", volume.suspended_syncs());
+    }
+    table += fmt::format("  {:<12} {:<13} {:>12} {:>12}  {:<9} {}\n", "REPLICA", "STATE", "DIRTY BYTES",
+                         "DURABLE SEQ", "PLACEMENT", "REASON");
+    for (const control::ReplicaStatus& replica : volume.replicas()) {
+      table +=
+          fmt::format("  {:<12} {:<13} {:>12} {:>12}  {:<9} {}\n", replica.node(), replica.state(),
+                      replica.dirty_bytes(), replica.durable_seq(), replica.placement(), replica.reason());
+    }
+  }
+  for (const std::string& warning : Warnings(replies)) {
+    table += fmt::format("warning: {}\n", warning);
+  }
+  return table;
+}
+
+}  // namespace pmirror::cli

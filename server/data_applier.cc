@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The way of a data image into its file. See data_applier.h.
+#include "server/data_applier.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <vector>
+
+namespace pmirror::server {
+namespace {
+
+constexpr uint64_t kLargestFile = INT64_MAX;
+
+// Gives [begin, end) storage without changing what can be seen of the file. Returns 0 or an errno.
+int Allocate(int fd, uint64_t begin, uint64_t end) {
+  while (::fallocate(fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(begin), static_cast<off_t>(end - begin)) !=
+         0) {
+    if (errno != EINTR) {
+      return errno;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<const WireRange> ranges,
+                                        std::span<const std::byte> payload, uint64_t applied_operation) {
+  std::shared_ptr<BackingFile> file = files_.Get(FileId{header.file});
+  if (file == nullptr) {
+    return {.outcome = Refusal{RefusalCode::kNoSuchFile}, .file = nullptr};
+  }
+  thread_local std::vector<ApplyPiece> pieces;  // for its memory
+  pieces.clear();
+  {
+    const std::lock_guard lock(file->mutex);
+    if (const int error = files_.EnsureOpen(file); error != 0) {
+      return {.outcome = OutcomeOf(error), .file = nullptr};
+    }
+    switch (file->order.Judge(header.size_generation, applied_operation)) {
+      case ApplyOrder::Verdict::kApply:
+        break;
+      case ApplyOrder::Verdict::kWaitForOperation:
+        return {.outcome = kDone, .wait = Wait::kForOperation, .file = nullptr};
+      case ApplyOrder::Verdict::kRecapture:
+        return {.outcome = Refusal{RefusalCode::kRecapture}, .file = nullptr};
+    }
+    if (!file->order.Plan(header.order, ranges, pieces)) {
+      return {.outcome = Refusal{RefusalCode::kRecapture}, .file = nullptr};
+    }
+    int error = Reserve(*file, pieces);
+    if (error == 0) {
+      error = domain_.Write(*file, pieces, payload);
+    }
+    if (error != 0) {
+      return {.outcome = OutcomeOf(error), .file = nullptr};
+    }
+    file->order.Record(header.order, ranges);
+  }
+  if (const int error = files_.Trim(); error != 0) {
+    return {.outcome = OutcomeOf(error), .file = nullptr};
+  }
+  return {.outcome = kDone, .file = std::move(file)};
+}
+
+int DataApplier::Reserve(BackingFile& file, std::span<const ApplyPiece> pieces) {
+  for (const ApplyPiece& piece : pieces) {
+    const uint64_t begin = piece.offset / kPageSize * kPageSize;
+    const uint64_t piece_end = piece.offset + piece.length;
+    const uint64_t end = std::min((piece_end + kPageSize - 1) / kPageSize * kPageSize, kLargestFile);
+    if (file.allocated.Contains(begin, end)) {
+      continue;
+    }
+    int error = Allocate(file.fd->get(), begin, end);
+    if (error == EFBIG) {  // perhaps only for the sake of the whole page
+      error = Allocate(file.fd->get(), begin, piece_end);
+    }
+    if (error == EOPNOTSUPP && domain_.kind() != Domain::kPmem) {
+      return 0;
+    }
+    if (error != 0) {
+      return error;
+    }
+    file.allocated.Add(begin, end);
+  }
+  return 0;
+}
+
+}  // namespace pmirror::server

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Applies data images to the backing files of a replica: all of a frame or nothing of it.
+//
+// Everything that can go wrong for want of space is found out before the first byte is written (storage is
+// reserved under the pages of the frame), so that a full disk has no partial effect and a store to a mapping
+// never meets a hole (trap 9). File systems without fallocate(2) cannot promise that: there a full disk may
+// leave part of a frame, which the refusal makes the sender send again.
+//
+// Thread-safe; frames of different files do not wait for each other.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "replication/frame.h"
+#include "server/file_table.h"
+#include "server/outcome.h"
+#include "server/persistence.h"
+
+namespace pmirror::server {
+
+class DataApplier {
+ public:
+  // Both must outlive the applier.
+  DataApplier(FileTable& files, PersistenceDomain& domain) : files_(files), domain_(domain) {}
+
+  enum class Wait { kNo, kForOperation };
+  struct Applied {
+    Outcome outcome;
+    Wait wait = Wait::kNo;  // kForOperation: nothing was done; a size operation has to arrive first
+    std::shared_ptr<BackingFile> file;  // written to: what a barrier has to make durable
+  };
+
+  // Applies a data image that the receiver admitted. `applied_operation`: the highest operation number that
+  // is applied and recorded.
+  Applied Apply(const FrameHeader& header, std::span<const WireRange> ranges,
+                std::span<const std::byte> payload, uint64_t applied_operation);
+
+ private:
+  int Reserve(BackingFile& file, std::span<const ApplyPiece> pieces);
+
+  FileTable& files_;
+  PersistenceDomain& domain_;
+};
+
+}  // namespace pmirror::server

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The control side of a replicated volume; replica_volume_data.cc has the data plane. See replica_volume.h.
+#include "server/replica_volume.h"
+
+#include <fcntl.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "spdlog/spdlog.h"
+
+namespace pmirror::server {
+namespace {
+
+constexpr char kOwnerFile[] = "volume";  // in .pmirror: the volume's uuid, one line
+
+absl::Status Superseded(const std::string& what) { return absl::FailedPreconditionError(what); }
+
+}  // namespace
+
+ReplicaVolume::ReplicaVolume(Options options)
+    : options_(std::move(options)),
+      record_path_(absl::StrCat(options_.state_directory, "/", options_.name, ".replica")),
+      sessions_(options_.sessions) {}
+
+ReplicaVolume::~ReplicaVolume() { Shutdown().IgnoreError(); }
+
+absl::StatusOr<std::unique_ptr<ReplicaVolume>> ReplicaVolume::Open(Options options) {
+  std::unique_ptr<ReplicaVolume> volume(new ReplicaVolume(std::move(options)));
+  if (const absl::Status status = volume->LoadRecord(); !status.ok()) {
+    return status;
+  }
+  if (const absl::Status status = volume->OpenBacking(); !status.ok()) {
+    return status;
+  }
+  const ReplicaVolume::State state = volume->state();
+  spdlog::info(
+      "event=replica_opened volume={} backing={} objects={} without_id={} generation={} epoch={} "
+      "mount_number={} "
+      "operation={} clean={}",
+      volume->options_.name, volume->options_.backing, state.objects, state.objects_without_id,
+      state.record.generation, Raw(state.record.epoch), state.record.mount_number, state.operation,
+      state.record.clean);
+  for (const std::string& path : volume->index_->without_id()) {
+    spdlog::warn("event=object_without_id volume={} path={}", volume->options_.name, path);
+  }
+  return volume;
+}
+
+absl::Status ReplicaVolume::LoadRecord() {
+  absl::StatusOr<std::optional<VolumeRecord>> loaded = LoadVolumeRecord(record_path_);
+  if (!loaded.ok()) {
+    return loaded.status();
+  }
+  record_.volume = options_.uuid;
+  record_ = loaded->value_or(record_);
+  if (record_.volume != options_.uuid) {
+    return absl::FailedPreconditionError(absl::StrCat("replica record ", record_path_, " is of volume ",
+                                                      UuidText(record_.volume), ", configured is ",
+                                                      UuidText(options_.uuid)));
+  }
+  epoch_ = Raw(record_.epoch);
+  restarted_in_use_ = !record_.clean && record_.boot != BootId();
+  return absl::OkStatus();
+}
+
+absl::Status ReplicaVolume::OpenBacking() {
+  absl::StatusOr<std::unique_ptr<BackingIndex>> index = BackingIndex::Build(options_.backing);
+  if (!index.ok()) {
+    return index.status();
+  }
+  index_ = *std::move(index);
+  if (const absl::Status status = CheckOwner(); !status.ok()) {
+    return status;
+  }
+  domain_ = PersistenceDomain::Create(options_.domain, index_->root());
+  files_ = std::make_unique<FileTable>(*index_, *domain_);
+  data_ = std::make_unique<DataApplier>(*files_, *domain_);
+  tree_ = std::make_unique<NamespaceApplier>(*index_, *files_, *domain_);
+  mount_number_ = record_.mount_number;
+  std::array<uint64_t, 2> mark{};
+  const ssize_t length = ::fgetxattr(index_->own_directory(), kOperationXattr, mark.data(), sizeof mark);
+  if (length < 0 && errno != ENODATA) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("read the operation mark of ", options_.backing));
+  }
+  // A mark of another mount: the crash came between the record and the mark of a new mount.
+  const bool same_mount = length == sizeof mark && mark[0] == record_.mount_number;
+  applied_ = same_mount ? std::max(mark[1], record_.operation) : record_.operation;
+  operation_durable_ = record_.operation;
+  return absl::OkStatus();
+}
+
+// The backing directory belongs to one volume for ever.
+absl::Status ReplicaVolume::CheckOwner() {
+  const std::string expected = UuidText(options_.uuid) + "\n";
+  std::string found(64, '\0');
+  const UniqueFd existing(::openat(index_->own_directory(), kOwnerFile, O_RDONLY | O_CLOEXEC));
+  const ssize_t length = existing.valid() ? ::read(existing.get(), found.data(), found.size()) : 0;
+  if (length < 0 || (!existing.valid() && errno != ENOENT)) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("read ", options_.backing, "/.pmirror/", kOwnerFile));
+  }
+  found.resize(static_cast<size_t>(length));
+  if (found == expected || found + "\n" == expected) {
+    return absl::OkStatus();
+  }
+  if (!found.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("backing directory ", options_.backing,
+                                                      " belongs to volume ", found, ", configured is ",
+                                                      expected, "; choose another directory"));
+  }
+  const UniqueFd made(::openat(index_->own_directory(), kOwnerFile, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  if (!made.valid() ||
+      ::write(made.get(), expected.data(), expected.size()) != static_cast<ssize_t>(expected.size()) ||
+      ::fsync(made.get()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("write ", options_.backing, "/.pmirror/", kOwnerFile));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const SessionRequest& request) {
+  const std::lock_guard lock(control_mutex_);
+  if (absl::Status status = CheckRequest(request); !status.ok()) {
+    spdlog::warn("event=session_refused volume={} node={} epoch={} reason=\"{}\"", options_.name,
+                 request.node, Raw(request.epoch), std::string(status.message()));
+    return status;
+  }
+  if (const absl::Status status = Adopt(request); !status.ok()) {
+    return status;
+  }
+  if (request.kind == SessionKind::kDaemon && !sessions_.EndWhere(
+                                                  [&](const Session& session) {
+                                                    return session.identity.kind == SessionKind::kDaemon &&
+                                                           session.identity.id != request.session;
+                                                  },
+                                                  Deadline::After(options_.handover_wait))) {
+    return absl::UnavailableError("the last connection of the primary's daemon has not ended yet; try again");
+  }
+  const absl::StatusOr<SessionTable::Permit> permit = sessions_.Open({.id = request.session,
+                                                                      .kind = request.kind,
+                                                                      .epoch = request.epoch,
+                                                                      .node = request.node,
+                                                                      .process = request.process});
+  if (permit.ok()) {
+    spdlog::info(
+        "event=session_permitted volume={} session={} resumed={} node={} kind={} process=\"{}\" epoch={}",
+        options_.name, Raw(permit->session), request.session != SessionId{}, request.node,
+        request.kind == SessionKind::kDaemon ? "daemon" : "process", request.process, Raw(request.epoch));
+  }
+  return permit;
+}
+
+absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
+  if (const std::string refusal = Refusal(); !refusal.empty()) {
+    return absl::FailedPreconditionError(refusal);
+  }
+  if (request.epoch < record_.epoch) {
+    return Superseded(absl::StrCat("epoch ", Raw(request.epoch), " of volume ", options_.name,
+                                   " was superseded by epoch ", Raw(record_.epoch), ": node ", request.node,
+                                   " is no longer its primary"));
+  }
+  if (request.mount_number < record_.mount_number) {
+    return Superseded(absl::StrCat("mount ", request.mount_number, " of volume ", options_.name,
+                                   " was followed by mount ", record_.mount_number));
+  }
+  const bool new_mount = request.mount_number > record_.mount_number;
+  if (new_mount && request.kind != SessionKind::kDaemon) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("mount ", request.mount_number, " of volume ", options_.name,
+                     " has not begun here: the daemon's session comes first"));
+  }
+  if (!new_mount && restarted_in_use_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the machine of this replica of ", options_.name, " was restarted during mount ",
+                     record_.mount_number,
+                     ": what it had received and not made durable may be gone; mount anew, and compare or "
+                     "copy the volume first"));
+  }
+  const bool unused = record_.generation == 0 && record_.mount_number == 0;
+  if (unused && index_->size() + index_->without_id_count() != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("backing directory ", options_.backing, " holds ",
+                     index_->size() + index_->without_id_count(), " objects but never was a copy of volume ",
+                     options_.name, "; empty it, or choose another directory"));
+  }
+  if (record_.generation != 0 && request.generation != record_.generation) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this copy of ", options_.name, " is of data generation ", record_.generation, ", node ",
+                     request.node, " serves ", request.generation, "; it has to be copied anew"));
+  }
+  return absl::OkStatus();
+}
+
+// Takes over what is newer in the request, durably, after everything older has stopped.
+absl::Status ReplicaVolume::Adopt(const SessionRequest& request) {
+  VolumeRecord next = record_;
+  next.epoch = request.epoch;
+  next.mount_number = request.mount_number;
+  next.generation = record_.generation == 0 ? request.generation : record_.generation;
+  next.clean = false;
+  next.boot = BootId();
+  if (next == record_) {
+    return absl::OkStatus();
+  }
+  const bool new_mount = next.mount_number != record_.mount_number;
+  // First the doors are shut, then those inside are waited for, then the record is written.
+  epoch_.store(Raw(next.epoch), std::memory_order_release);
+  if (!sessions_.EndWhere(
+          [&](const Session& session) { return new_mount || session.identity.epoch < next.epoch; },
+          Deadline::After(options_.handover_wait))) {
+    return absl::UnavailableError(
+        absl::StrCat("connections of an older epoch of ", options_.name, " have not ended yet; try again"));
+  }
+  if (new_mount) {
+    next.operation = 0;
+  }
+  if (const absl::Status status = StoreRecord(next); !status.ok()) {
+    return status;
+  }
+  if (new_mount) {
+    const std::lock_guard lock(namespace_mutex_);
+    mount_number_ = next.mount_number;
+    applied_ = 0;
+    operation_durable_ = 0;
+    restarted_in_use_ = false;
+    files_->ForgetOrders();
+    if (const int error = MarkOperation(mount_number_, 0); error != 0) {
+      return absl::ErrnoToStatus(error, absl::StrCat("store the operation mark of ", options_.backing));
+    }
+    spdlog::info("event=mount_began volume={} node={} mount_number={} epoch={} generation={}", options_.name,
+                 request.node, next.mount_number, Raw(next.epoch), next.generation);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReplicaVolume::StoreRecord(const VolumeRecord& record) {
+  if (const absl::Status status = StoreVolumeRecord(record_path_, record); !status.ok()) {
+    spdlog::error("event=record_not_stored volume={} error=\"{}\"", options_.name,
+                  std::string(status.message()));
+    return status;
+  }
+  record_ = record;
+  return absl::OkStatus();
+}
+
+absl::Status ReplicaVolume::Leave(const Departure& departure) {
+  const std::lock_guard lock(control_mutex_);
+  if (departure.epoch != record_.epoch || departure.mount_number != record_.mount_number) {
+    return Superseded(absl::StrCat("mount ", departure.mount_number, " in epoch ", Raw(departure.epoch),
+                                   " of volume ", options_.name, " was followed by mount ",
+                                   record_.mount_number, " in epoch ", Raw(record_.epoch)));
+  }
+  if (departure.operation != applied_operation()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the primary leaves ", options_.name, " after operation ", departure.operation,
+                     ", this replica has applied ", applied_operation(), "; repeat what is missing first"));
+  }
+  if (departure.generation != 0 && record_.generation != 0 && departure.generation != record_.generation) {
+    return absl::FailedPreconditionError(absl::StrCat("this copy of ", options_.name,
+                                                      " is of data generation ", record_.generation,
+                                                      ", the primary leaves ", departure.generation));
+  }
+  if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
+    return absl::UnavailableError("connections of the volume have not ended yet; try again");
+  }
+  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
+      error != 0) {
+    storage_error_ = error;
+    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
+                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  }
+  VolumeRecord next = record_;
+  next.clean = true;
+  next.operation = departure.operation;
+  next.generation = departure.generation != 0 ? departure.generation : record_.generation;
+  operation_durable_ = departure.operation;
+  spdlog::info("event=primary_left volume={} mount_number={} operation={}", options_.name,
+               departure.mount_number, departure.operation);
+  return StoreRecord(next);
+}
+
+std::string ReplicaVolume::Refusal() const {
+  if (const int error = storage_error_; error != 0) {
+    return absl::StrCat("the storage of ", options_.backing, " failed (errno ", error,
+                        "): what it holds cannot be trusted; repair it and restart the daemon");
+  }
+  return "";
+}
+
+ReplicaVolume::State ReplicaVolume::state() const {
+  State state;
+  {
+    const std::lock_guard lock(control_mutex_);
+    state.record = record_;
+    state.restarted_in_use = restarted_in_use_;
+  }
+  state.refusal = Refusal();
+  state.operation = applied_operation();
+  state.domain = options_.domain;
+  state.objects = index_->size();
+  state.objects_without_id = index_->without_id_count();
+  state.empty = state.objects + state.objects_without_id == 0;
+  for (const std::shared_ptr<Session>& session : sessions_.All()) {
+    state.sessions.push_back({session->identity, session->connected()});
+  }
+  state.counters = {.frames = counters_.frames,
+                    .bytes = counters_.bytes,
+                    .operations = counters_.operations,
+                    .barriers = counters_.barriers,
+                    .refusals = counters_.refusals,
+                    .recaptures = counters_.recaptures,
+                    .duplicates = counters_.duplicates,
+                    .checksum_faults = counters_.checksum_faults,
+                    .connections = counters_.connections};
+  return state;
+}
+
+absl::Status ReplicaVolume::Shutdown() {
+  const std::lock_guard lock(control_mutex_);
+  if (domain_ == nullptr) {
+    return absl::OkStatus();
+  }
+  if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
+    return absl::UnavailableError("connections of the volume have not ended yet; try again");
+  }
+  const int error = domain_->PersistEverything();
+  return error == 0 ? absl::OkStatus()
+                    : absl::ErrnoToStatus(error, absl::StrCat("make ", options_.backing, " durable"));
+}
+
+}  // namespace pmirror::server

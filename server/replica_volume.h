@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// One replicated volume on a node that holds a copy of it: what the control service asks (sessions, leaving,
+// state) and what the connections of the data plane do (apply, persist).
+//
+// Thread-safe. Lock order: control_mutex_, then namespace_mutex_, then one BackingFile::mutex; the session
+// table's and the sessions' own locks are leaves. Data frames of different files are applied side by side;
+// namespace operations one at a time.
+// ---
+// For maintainers. What survives a crash, and where it is:
+//   - generation, epoch, mount number, clean: the record in the state directory, durable before a session
+//   that depends on it is opened;
+//   - the high-water mark of operations: the attribute kOperationXattr of `.pmirror` in the backing
+//   directory, written after each
+//     operation. It is in the same journal as the operation, so that after a crash only the operation right
+//     behind the mark can be done, half done or not done; NamespaceApplier completes it when it is replayed.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "replication/frame.h"
+#include "replication/persistence.h"
+#include "server/backing_index.h"
+#include "server/data_applier.h"
+#include "server/file_table.h"
+#include "server/namespace_applier.h"
+#include "server/outcome.h"
+#include "server/persistence.h"
+#include "server/session_table.h"
+#include "server/volume_record.h"
+
+namespace pmirror::server {
+
+constexpr char kOperationXattr[] =
+    "trusted.pmirror.operation";  // two u64, little-endian: mount number, operation
+
+class ReplicaVolume {
+ public:
+  struct Options {
+    std::string name;
+    Uuid uuid{};
+    std::string backing;          // directory
+    std::string state_directory;  // holds "<name>.replica"
+    Domain domain = Domain::kFile;
+    SessionTable::Limits sessions;
+    // How long a frame waits for the size operation it was captured after, and a caller for connections to
+    // end.
+    std::chrono::nanoseconds operation_wait = std::chrono::seconds(1);
+    std::chrono::nanoseconds handover_wait = std::chrono::seconds(10);
+  };
+
+  // Walks the backing directory. kDataLoss: the record is damaged; others as BackingIndex::Build. Nothing was
+  // changed then, but the directory may have got its id and `.pmirror`.
+  static absl::StatusOr<std::unique_ptr<ReplicaVolume>> Open(Options options);
+  ~ReplicaVolume();
+
+  const Options& options() const { return options_; }
+
+  // --- the control service ---
+
+  struct SessionRequest {
+    std::string node;  // of the primary
+    Epoch epoch{};
+    SessionKind kind = SessionKind::kProcess;
+    SessionId session{};      // 0: a new one, otherwise resume this one
+    std::string process;      // for status and logs
+    uint64_t generation = 0;  // data generation that the primary serves; 0: none yet
+    uint64_t mount_number = 0;
+  };
+  // Permission for one connection. A newer epoch, mount number or (on an empty copy) generation is durable
+  // here when this returns, and no frame of an older epoch or mount is being applied any more, nor will be
+  // (promise P4). The daemon's session comes first in each mount; a new one of it ends the last one.
+  // kFailedPrecondition: this primary was superseded, or this copy is not of its history; kUnavailable: old
+  // connections did not end in time, ask again; kResourceExhausted. Nothing changes on an error, except that
+  // older sessions may have been ended.
+  absl::StatusOr<SessionTable::Permit> PrepareSession(const SessionRequest& request);
+
+  struct Departure {
+    Epoch epoch{};
+    uint64_t operation = 0;
+    uint64_t generation = 0;
+    uint64_t mount_number = 0;
+  };
+  // The primary leaves cleanly: ends its sessions, makes everything durable and records the copy as clean.
+  // kFailedPrecondition when it lacks operations or is of another epoch, mount or generation; kDataLoss when
+  // the storage failed.
+  absl::Status Leave(const Departure& departure);
+
+  struct SessionState {
+    Session::Identity identity;
+    bool connected = false;
+  };
+  struct Counters {
+    uint64_t frames = 0, bytes = 0, operations = 0, barriers = 0, refusals = 0, recaptures = 0,
+             duplicates = 0;
+    uint64_t checksum_faults = 0, connections = 0;
+  };
+  struct State {
+    VolumeRecord record;
+    uint64_t operation = 0;  // highest applied in record.mount_number
+    bool empty = false;      // the backing directory holds no object
+    // The machine was restarted while a primary was connected: what was received and not made durable may be
+    // gone.
+    bool restarted_in_use = false;
+    std::string refusal;  // not empty: the copy cannot be used, why and what to do
+    Domain domain = Domain::kFile;
+    size_t objects = 0;
+    size_t objects_without_id = 0;
+    std::vector<SessionState> sessions;
+    Counters counters;
+  };
+  State state() const;
+
+  int backing_directory() const { return index_->root(); }
+
+  // Ends all sessions and makes everything durable: before the daemon exits. Idempotent.
+  absl::Status Shutdown();
+
+  // --- the data plane (ReplicaSession); `session` is held by the caller ---
+
+  SessionTable& sessions() { return sessions_; }
+  Epoch newest_epoch() const { return Epoch{epoch_.load(std::memory_order_acquire)}; }
+  uint64_t applied_operation() const { return applied_.load(std::memory_order_acquire); }
+
+  // One frame that the session's receiver admitted.
+  Outcome Apply(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
+                std::span<const std::byte> payload);
+
+  struct Persisted {
+    int error = 0;           // errno
+    uint64_t operation = 0;  // highest durable operation
+  };
+  // A barrier: what the session has brought is made durable, what others have brought to the files that its
+  // barriers named, and, in the daemon's session, every operation.
+  Persisted Persist(Session& session);
+
+  struct AtomicCounters {
+    std::atomic<uint64_t> frames = 0, bytes = 0, operations = 0, barriers = 0, refusals = 0, recaptures = 0,
+                          duplicates = 0;
+    std::atomic<uint64_t> checksum_faults = 0, connections = 0;
+  };
+  AtomicCounters& counters() { return counters_; }
+
+ private:
+  explicit ReplicaVolume(Options options);
+  absl::Status OpenBacking();
+  absl::Status CheckOwner();
+  absl::Status LoadRecord();
+  absl::Status CheckRequest(const SessionRequest& request) const;
+  absl::Status Adopt(const SessionRequest& request);
+  absl::Status StoreRecord(const VolumeRecord& record);
+  std::string Refusal() const;
+
+  Outcome ApplyData(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
+                    std::span<const std::byte> payload);
+  Outcome ApplyOperation(Session& session, const FrameHeader& header, std::span<const std::byte> payload);
+  Outcome Grant(const FrameHeader& header);
+  Outcome Revoke(const FrameHeader& header);
+  int MarkOperation(uint64_t mount_number, uint64_t operation);
+
+  const Options options_;
+  const std::string record_path_;
+  std::unique_ptr<BackingIndex> index_;
+  std::unique_ptr<PersistenceDomain> domain_;
+  std::unique_ptr<FileTable> files_;
+  std::unique_ptr<DataApplier> data_;
+  std::unique_ptr<NamespaceApplier> tree_;  // guarded by namespace_mutex_
+  SessionTable sessions_;
+  AtomicCounters counters_;
+  bool restarted_in_use_ = false;  // guarded by control_mutex_
+
+  mutable std::mutex control_mutex_;
+  VolumeRecord record_;                 // guarded by control_mutex_
+  std::atomic<uint64_t> epoch_ = 0;     // record_.epoch, or what it is about to become
+  std::atomic<int> storage_error_ = 0;  // of a barrier that failed: no later one can be believed
+
+  std::mutex namespace_mutex_;
+  uint64_t mount_number_ = 0;          // guarded by namespace_mutex_
+  std::atomic<uint64_t> applied_ = 0;  // written under namespace_mutex_
+  std::atomic<uint64_t> operation_durable_ = 0;
+  std::mutex applied_mutex_;  // of the condition only
+  std::condition_variable applied_changed_;
+};
+
+}  // namespace pmirror::server

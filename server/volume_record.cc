@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Reading and writing of volume records. See volume_record.h.
+#include "server/volume_record.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "fmt/format.h"
+#include "replication/crc32c.h"
+#include "replication/unique_fd.h"
+
+namespace pmirror::server {
+namespace {
+
+constexpr char kFirstLine[] = "pmirror replica record 1";
+constexpr size_t kMaxBytes = 4096;
+
+std::string Body(const VolumeRecord& record) {
+  return fmt::format(
+      "{}\nvolume {}\ngeneration {}\nepoch {}\nmount_number {}\noperation {}\nclean {}\nboot {}\n",
+      kFirstLine, UuidText(record.volume), record.generation, Raw(record.epoch), record.mount_number,
+      record.operation, record.clean ? 1 : 0, record.boot.empty() ? "unknown" : record.boot);
+}
+
+std::string Checksum(const std::string& body) {
+  return fmt::format("crc32c {:08x}\n", Crc32c(0, std::as_bytes(std::span(body))));
+}
+
+absl::Status Corrupt(const std::string& path, const std::string& what) {
+  return absl::DataLossError(
+      absl::StrCat("replica record ", path, ": ", what,
+                   "; restore the file, or remove it and the copy so that the volume is copied anew"));
+}
+
+// The values of the lines in the order of Body().
+std::optional<VolumeRecord> Parse(const std::vector<std::string>& values) {
+  VolumeRecord record;
+  const std::optional<Uuid> volume = ParseUuid(values[0]);
+  uint64_t epoch = 0;
+  uint64_t clean = 0;
+  if (!volume || !absl::SimpleAtoi(values[1], &record.generation) || !absl::SimpleAtoi(values[2], &epoch) ||
+      !absl::SimpleAtoi(values[3], &record.mount_number) || !absl::SimpleAtoi(values[4], &record.operation) ||
+      !absl::SimpleAtoi(values[5], &clean)) {
+    return std::nullopt;
+  }
+  record.volume = *volume;
+  record.epoch = Epoch{epoch};
+  record.clean = clean != 0;
+  record.boot = values[6];
+  return record;
+}
+
+int WriteAll(int fd, const std::string& text) {
+  for (size_t at = 0; at < text.size();) {
+    const ssize_t written = ::write(fd, text.data() + at, text.size() - at);
+    if (written < 0 && errno != EINTR) {
+      return errno;
+    }
+    at += written > 0 ? static_cast<size_t>(written) : 0;
+  }
+  return 0;
+}
+
+std::string DirectoryOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+}  // namespace
+
+absl::StatusOr<std::optional<VolumeRecord>> LoadVolumeRecord(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) {
+    return errno == ENOENT ? absl::StatusOr<std::optional<VolumeRecord>>(std::nullopt)
+                           : absl::ErrnoToStatus(errno, absl::StrCat("open replica record ", path));
+  }
+  std::string text(kMaxBytes + 1, '\0');
+  size_t length = 0;
+  for (ssize_t got = 1; got != 0 && length < text.size();) {
+    got = ::read(fd.get(), text.data() + length, text.size() - length);
+    if (got < 0 && errno != EINTR) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("read replica record ", path));
+    }
+    length += got > 0 ? static_cast<size_t>(got) : 0;
+  }
+  text.resize(length);
+  static constexpr std::array<const char*, 7> kKeys = {"volume",    "generation", "epoch", "mount_number",
+                                                       "operation", "clean",      "boot"};
+  const std::vector<std::string> lines = absl::StrSplit(text, '\n');
+  if (lines.front() != kFirstLine) {
+    return Corrupt(path, "line 1: not a replica record of this version");
+  }
+  std::vector<std::string> values;
+  for (size_t i = 0; i < kKeys.size(); ++i) {
+    const std::vector<std::string> words = absl::StrSplit(i + 1 < lines.size() ? lines[i + 1] : "", ' ');
+    if (words.size() != 2 || words[0] != kKeys[i]) {
+      return Corrupt(path, absl::StrCat("line ", i + 2, ": '", kKeys[i], " VALUE' expected"));
+    }
+    values.push_back(words[1]);
+  }
+  const std::optional<VolumeRecord> record = Parse(values);
+  if (!record || text != Body(*record) + Checksum(Body(*record))) {
+    return Corrupt(path, "line 9: the checksum does not fit");
+  }
+  return record;
+}
+
+absl::Status StoreVolumeRecord(const std::string& path, const VolumeRecord& record) {
+  const auto failed = [&](const char* what) {
+    return absl::ErrnoToStatus(errno, absl::StrCat(what, " replica record ", path));
+  };
+  const std::string temporary = path + ".new";
+  const UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!fd.valid()) {
+    return failed("make");
+  }
+  const std::string body = Body(record);
+  if (const int error = WriteAll(fd.get(), body + Checksum(body)); error != 0) {
+    return absl::ErrnoToStatus(error, absl::StrCat("write replica record ", path));
+  }
+  if (::fsync(fd.get()) != 0 || ::rename(temporary.c_str(), path.c_str()) != 0) {
+    return failed("replace");
+  }
+  const UniqueFd directory(::open(DirectoryOf(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  return directory.valid() && ::fsync(directory.get()) == 0 ? absl::OkStatus() : failed("make durable");
+}
+
+std::string BootId() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(file, id);
+  return id;
+}
+
+std::string UuidText(const Uuid& uuid) {
+  std::string text;
+  for (size_t i = 0; i < uuid.size(); ++i) {
+    text += fmt::format("{}{:02x}", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "",
+                        std::to_integer<int>(uuid[i]));
+  }
+  return text;
+}
+
+std::optional<Uuid> ParseUuid(const std::string& text) {
+  Uuid uuid{};
+  std::string digits;
+  for (const char c : text) {
+    if (c != '-') {
+      digits += c;
+    }
+  }
+  if (digits.size() != 2 * uuid.size()) {
+    return std::nullopt;
+  }
+  for (size_t i = 0; i < uuid.size(); ++i) {
+    unsigned value = 0;
+    if (!absl::SimpleHexAtoi(digits.substr(2 * i, 2), &value)) {
+      return std::nullopt;
+    }
+    uuid[i] = static_cast<std::byte>(value);
+  }
+  return UuidText(uuid) == text ? std::optional(uuid) : std::nullopt;
+}
+
+}  // namespace pmirror::server

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Kernel interfaces for write tracking that are newer than the headers of the distributions we build on. Source: the kernel's
-// Documentation/admin-guide/mm/pagemap.rst (PAGEMAP_SCAN, since 6.7) and Documentation/admin-guide/mm/userfaultfd.rst (asynchronous write
-// protection, since 6.7; on unpopulated pages, since 6.4). The numbers are the kernel's stable interface.
+// Kernel interfaces for write tracking that are newer than the headers of the distributions we build on.
+// Source: the kernel's Documentation/admin-guide/mm/pagemap.rst (PAGEMAP_SCAN, since 6.7) and
+// Documentation/admin-guide/mm/userfaultfd.rst (asynchronous write protection, since 6.7; on unpopulated
+// pages, since 6.4). The numbers are the kernel's stable interface.
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -11,7 +12,8 @@
 
 namespace pmirror::uapi {
 
-// Argument of PAGEMAP_SCAN on a descriptor of /proc/PID/pagemap. The ioctl returns how many regions it filled, or -1.
+// Argument of PAGEMAP_SCAN on a descriptor of /proc/PID/pagemap. The ioctl returns how many regions it
+// filled, or -1.
 struct PagemapScan {
   uint64_t size;  // of this struct
   uint64_t flags;
@@ -22,7 +24,7 @@ struct PagemapScan {
   uint64_t vec_len;
   uint64_t max_pages;  // 0: no limit
   uint64_t category_inverted;
-  uint64_t category_mask;   // a page matches when it has all of these
+  uint64_t category_mask;  // a page matches when it has all of these
   uint64_t category_anyof_mask;
   uint64_t return_mask;  // categories to return
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The proof that write tracking tells the truth on a file system: every way in which it was seen to fail (FACTS.md) is tried on a scratch
-// file, in a child, because some failures do not return.
+// The proof that write tracking tells the truth on a file system: every way in which it was seen to fail
+// (FACTS.md) is tried on a scratch file, in a child, because some failures do not return.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -42,8 +42,8 @@ class Proof {
   Proof(int file, Tracking mode) : file_(file), mode_(mode) {}
 
   bool Run() {
-    return Map() && CleanAfterProtecting() && ReportsStores() && ReportsAbsentPages() && ReportsKernelWrites() &&
-           SurvivesRemoval();
+    return Map() && CleanAfterProtecting() && ReportsStores() && ReportsAbsentPages() &&
+           ReportsKernelWrites() && SurvivesRemoval();
   }
 
  private:
@@ -85,10 +85,12 @@ class Proof {
   }
 
   bool ReportsKernelWrites() {
-    return ::pread(file_, const_cast<char*>(base_) + 20 * kPageSize, 64, 40 * kPageSize) == 64 && Scan() && Saw(20);
+    return ::pread(file_, const_cast<char*>(base_) + 20 * kPageSize, 64, 40 * kPageSize) == 64 && Scan() &&
+           Saw(20);
   }
 
-  // Pages that leave the page table by themselves keep their state. On fsdax protection has to be lifted first.
+  // Pages that leave the page table by themselves keep their state. On fsdax protection has to be lifted
+  // first.
   bool SurvivesRemoval() {
     Store(30);
     if (mode_ == Tracking::kWrittenPresent) {
@@ -106,11 +108,13 @@ class Proof {
 
   bool Scan() {
     seen_count_ = 0;
-    return ScanAndProtect(pagemap_.get(), mode_, Address(0), Address(kPages), [this](uintptr_t from, uintptr_t to) {
-             if (seen_count_ < kMaxSeen) {
-               seen_[seen_count_++] = {from, to};
-             }
-           }).ok();
+    return ScanAndProtect(pagemap_.get(), mode_, Address(0), Address(kPages),
+                          [this](uintptr_t from, uintptr_t to) {
+                            if (seen_count_ < kMaxSeen) {
+                              seen_[seen_count_++] = {from, to};
+                            }
+                          })
+        .ok();
   }
   bool Saw(size_t page) const {
     for (size_t i = 0; i < seen_count_; ++i) {
@@ -163,8 +167,8 @@ bool Prove(int directory_fd, Tracking mode, Deadline deadline) {
   if (!file.valid()) {
     return false;
   }
-  // fork by system call: no atfork handler of the program or of a library may run, and the child only makes system calls. No exit signal:
-  // nobody else's SIGCHLD handler or wait() may meet it.
+  // fork by system call: no atfork handler of the program or of a library may run, and the child only makes
+  // system calls. No exit signal: nobody else's SIGCHLD handler or wait() may meet it.
   const pid_t child = static_cast<pid_t>(::syscall(SYS_clone, 0, nullptr, nullptr, nullptr, nullptr));
   if (child == 0) {
     ::syscall(SYS_exit_group, Proof(file.get(), mode).Run() ? 0 : 1);
@@ -176,9 +180,9 @@ bool Prove(int directory_fd, Tracking mode, Deadline deadline) {
 
 Tracking ProveFileSystem(int directory_fd, Deadline deadline) {
   for (Tracking mode : {Tracking::kWritten, Tracking::kWrittenPresent}) {
-    // Each attempt gets its share of the time that is left, so that a hang of the first does not take the second's.
-    const Deadline share =
-        mode == Tracking::kWritten ? Deadline::After(deadline.Remaining() / 2) : deadline;
+    // Each attempt gets its share of the time that is left, so that a hang of the first does not take the
+    // second's.
+    const Deadline share = mode == Tracking::kWritten ? Deadline::After(deadline.Remaining() / 2) : deadline;
     if (Prove(directory_fd, mode, share)) {
       return mode;
     }

@@ -11,8 +11,8 @@
 namespace pmirror {
 
 Result<WriteTracker> WriteTracker::Open() {
-  // The full right is refused to unprivileged processes; faults of the kernel are tracked without it all the same, because asynchronous
-  // protection resolves them without asking anybody.
+  // The full right is refused to unprivileged processes; faults of the kernel are tracked without it all the
+  // same, because asynchronous protection resolves them without asking anybody.
   int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
   if (fd < 0) {
     fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
@@ -30,8 +30,8 @@ Result<WriteTracker> WriteTracker::Open() {
   return WriteTracker(std::move(uffd));
 }
 
-Error WriteTracker::Register(uintptr_t address, size_t length, Tracking mode) const {
-  if (!uffd_.valid() || mode == Tracking::kNone) {
+Error WriteTracker::RegisterWith(int uffd, uintptr_t address, size_t length, Tracking mode) {
+  if (uffd < 0 || mode == Tracking::kNone) {
     return {EINVAL, "track writes"};
   }
   if (mode == Tracking::kWrittenPresent &&
@@ -42,25 +42,25 @@ Error WriteTracker::Register(uintptr_t address, size_t length, Tracking mode) co
   request.range.start = address;
   request.range.len = length;
   request.mode = UFFDIO_REGISTER_MODE_WP;
-  if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &request) != 0) {
+  if (::ioctl(uffd, UFFDIO_REGISTER, &request) != 0) {
     return Error::FromErrno("register a mapping for write tracking");
   }
   return Error::Ok();
 }
 
-Error WriteTracker::Unprotect(uintptr_t address, size_t length) const {
+Error WriteTracker::Unprotect(int uffd, uintptr_t address, size_t length) {
   uffdio_writeprotect request{};
   request.range.start = address;
   request.range.len = length;
   request.mode = 0;
-  if (::ioctl(uffd_.get(), UFFDIO_WRITEPROTECT, &request) != 0) {
+  if (::ioctl(uffd, UFFDIO_WRITEPROTECT, &request) != 0) {
     return Error::FromErrno("lift write protection");
   }
   return Error::Ok();
 }
 
-Result<size_t> ScanStep(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t end, std::span<uapi::PageRegion> regions,
-                        uintptr_t& next) {
+Result<size_t> ScanStep(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t end,
+                        std::span<uapi::PageRegion> regions, uintptr_t& next) {
   uapi::PagemapScan scan{};
   scan.size = sizeof(scan);
   scan.flags = uapi::kScanWpMatching | uapi::kScanCheckWpAsync;
@@ -68,8 +68,8 @@ Result<size_t> ScanStep(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_
   scan.end = end;
   scan.vec = reinterpret_cast<uint64_t>(regions.data());
   scan.vec_len = regions.size();
-  // WRITTEN alone also matches absent pages that were never protected: right for the page cache, which may have written a dirty page back and
-  // dropped it; wrong for fsdax (FACTS).
+  // WRITTEN alone also matches absent pages that were never protected: right for the page cache, which may
+  // have written a dirty page back and dropped it; wrong for fsdax (FACTS).
   scan.category_mask =
       uapi::kPageIsWritten | (mode == Tracking::kWrittenPresent ? uapi::kPageIsPresent : uint64_t{0});
   scan.return_mask = uapi::kPageIsWritten;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Optimized flushes: ranges named by the program, no scan. A flush only remembers its range, with its thread;
+// the drain captures all of them, one frame with a barrier (per file): N flushes and a drain cost about one
+// round trip. Async-signal-safe, no allocation. The list is the thread's own: flushes of one thread are
+// drained by that thread, as with the CPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "interpose/runtime.h"
+#include "interpose/thread_state.h"
+#include "replication/result.h"
+
+namespace pmirror::interpose {
+
+// Whether any of the range is a replicated mapping whose stores reach the file.
+bool IsReplicated(Runtime& runtime, uintptr_t address, size_t length);
+
+// Remembers a range for the next Drain. A full list is drained at once: its error is returned.
+Error Flush(Runtime& runtime, uintptr_t address, size_t length);
+
+// What this thread has flushed is durable here and on every in-sync replica. On an error the ranges are gone
+// from the list.
+Error Drain(Runtime& runtime);
+bool NothingToDrain();
+
+// These ranges, at once; sorts them in place. A range outside our mappings is EINVAL.
+Error FlushNow(Runtime& runtime, std::span<FlushedRange> ranges);
+
+// For the void functions: SIGBUS when it failed (P6).
+void RaiseOnError(const Error& error, const void* address);
+
+}  // namespace pmirror::interpose

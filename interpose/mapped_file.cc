@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Scan and copy. Addresses and descriptors are used inside sections (quiescence.h): a munmap or a dup2 of
+// another thread waits for them.
+#include "interpose/mapped_file.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+
+#include "interpose/guarded_memory.h"
+#include "interpose/log.h"
+#include "replication/write_tracker.h"
+
+namespace pmirror::interpose {
+namespace {
+
+// A scanned range of at least this many bytes may be mostly hole (a mapping that is larger than its file was
+// when it was made).
+constexpr uint64_t kLookForHoles = 64 << 10;
+
+// SIGBUS must be deliverable while we read memory that may give it, whatever the program blocks: a blocked
+// fault kills.
+class SigbusDeliverable {
+ public:
+  SigbusDeliverable() { ::syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &kMask, &saved_, sizeof(saved_)); }
+  ~SigbusDeliverable() {
+    if ((saved_ & kMask) != 0) {
+      ::syscall(SYS_rt_sigprocmask, SIG_BLOCK, &kMask, nullptr, sizeof(kMask));
+    }
+  }
+  SigbusDeliverable(const SigbusDeliverable&) = delete;
+  SigbusDeliverable& operator=(const SigbusDeliverable&) = delete;
+
+ private:
+  static constexpr KernelSignalMask kMask = KernelSignalMask{1} << (SIGBUS - 1);
+  KernelSignalMask saved_ = 0;
+};
+
+void AddData(Extent extent, int backing_fd, ExtentList& extents) {
+  if (extent.length < kLookForHoles || backing_fd < 0) {
+    extents.Add(extent);
+    return;
+  }
+  uint64_t at = extent.offset;
+  while (at < extent.end()) {
+    const off_t data = ::lseek(backing_fd, static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0) {
+      if (errno != ENXIO) {  // ENXIO: nothing but hole up to the end of the file
+        extents.Add({at, extent.end() - at});
+      }
+      return;
+    }
+    const off_t hole = ::lseek(backing_fd, data, SEEK_HOLE);
+    const uint64_t end = hole < 0 ? extent.end() : std::min(static_cast<uint64_t>(hole), extent.end());
+    if (static_cast<uint64_t>(data) < end) {
+      extents.Add({static_cast<uint64_t>(data), end - static_cast<uint64_t>(data)});
+    }
+    at = std::max(end, static_cast<uint64_t>(data) + 1);
+  }
+}
+
+}  // namespace
+
+void ScanMapping(const Mapping& mapping, int backing_fd, ExtentList& extents) {
+  const auto tracking = static_cast<Tracking>(mapping.tracking);
+  Error scanned{ENOTSUP, "scan"};
+  if (tracking != Tracking::kNone) {
+    scanned = ScanAndProtect(own_descriptors().Single(OwnKind::kPagemap), tracking, mapping.address,
+                             mapping.end(), [&](uintptr_t from, uintptr_t to) {
+                               AddData({mapping.OffsetOf(from), to - from}, backing_fd, extents);
+                             });
+    if (!scanned.ok()) {
+      LogLine(LogLevel::kDebug).Text(scanned.doing).Field("errno", static_cast<uint64_t>(scanned.code));
+    }
+  }
+  if (!scanned.ok()) {
+    AddData(mapping.extent(), backing_fd, extents);
+  }
+}
+
+void MappedFile::ScanAndProtect(Extent range, ExtentList& extents) {
+  constexpr uint32_t kStores = kMapShared | kMapStored;
+  // Every mapping of the file counts: a store through one is covered by a sync through another.
+  Mapping mapping;
+  for (uintptr_t at = 0; runtime_.maps().Next(at, mapping); at = mapping.end()) {
+    if (mapping.file != file_ || (mapping.flags & kStores) != kStores || !mapping.extent().Overlaps(range)) {
+      continue;
+    }
+    const Quiescence::Section section(own_descriptors().in_use());
+    // Looked up again: it may have gone before the section began.
+    Mapping now;
+    if (!runtime_.maps().Find(mapping.address, now) || now.file != file_) {
+      continue;
+    }
+    const uint64_t first = std::max(now.offset, range.offset) & ~uint64_t{kPageSize - 1};
+    const uint64_t past = std::min(now.offset + now.length, range.end());
+    if (first >= past) {
+      continue;
+    }
+    const Mapping part =
+        now.Clip(now.address + (first - now.offset),
+                 now.address + ((past - now.offset + kPageSize - 1) & ~uint64_t{kPageSize - 1}));
+    ScanMapping(part, own_descriptors().Number(entry_.backing.load(std::memory_order_acquire)), extents);
+  }
+}
+
+uint64_t MappedFile::Size() {
+  const Quiescence::Section section(own_descriptors().in_use());
+  struct stat status;
+  const int fd = own_descriptors().Number(entry_.backing.load(std::memory_order_acquire));
+  if (fd >= 0 && ::fstat(fd, &status) == 0) {
+    return static_cast<uint64_t>(status.st_size);
+  }
+  return entry_.slot.load(std::memory_order_acquire)->size.load(std::memory_order_acquire);
+}
+
+Error MappedFile::Capture(std::span<const Extent> extents, LocalPersist* local) {
+  if (extents.empty()) {
+    return local != nullptr ? local->Persist() : Error::Ok();
+  }
+  OrderPage* order = entry_.order.load(std::memory_order_acquire);
+  if (order == nullptr || !volume().ready()) {
+    return {EIO, "replicate a file that was mapped for reading only"};
+  }
+  const CaptureTarget target{
+      .file = id(), .order = order, .slot = entry_.slot.load(std::memory_order_acquire)};
+  return volume().Replicate(target, extents, *this, local);
+}
+
+bool MappedFile::OthersMayBeDirty() {
+  const FileSlot* slot = entry_.slot.load(std::memory_order_acquire);
+  return (slot->flags.load(std::memory_order_seq_cst) & (kFileShared | kFileDaemonDirty)) != 0;
+}
+
+Error MappedFile::SyncOthers(Extent range) {
+  const Deadline deadline = WaitDeadline();
+  return runtime_.link().AskLong(
+      local::RequestKind::kSyncOthers, deadline,
+      [&](local::Request& request) {
+        request.volume = volume().index();
+        request.file = Raw(id());
+        request.offset = range.offset;
+        request.length = range.length;
+        request.wait_ns = static_cast<uint64_t>(deadline.Remaining().count());
+      },
+      [](DaemonLink::Answer&) { return Error::Ok(); });
+}
+
+bool MappedFile::FindMapping(uint64_t offset, Mapping& found) const {
+  const auto fits = [&](const Mapping& m) {
+    return m.file == file_ && (m.flags & kMapShared) != 0 && (m.flags & kMapReadable) != 0 &&
+           m.offset <= offset && offset < m.offset + m.length;
+  };
+  if (hint_.offset <= offset && offset < hint_.offset + hint_.length &&
+      runtime_.maps().Find(hint_.address + (offset - hint_.offset), found) && fits(found)) {
+    return true;
+  }
+  for (uintptr_t at = 0; runtime_.maps().Next(at, found); at = found.end()) {
+    if (fits(found)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// Bytes copied; stops where no readable mapping goes on, and at a fault.
+size_t MappedFile::CopyFromMapping(Extent extent, std::byte* out) {
+  size_t done = 0;
+  while (done < extent.length) {
+    Mapping mapping;
+    const uint64_t offset = extent.offset + done;
+    if (!FindMapping(offset, mapping)) {
+      break;
+    }
+    const uintptr_t from = mapping.address + (offset - mapping.offset);
+    const size_t length = std::min<size_t>(extent.length - done, mapping.end() - from);
+    const size_t copied = pmirror_guarded_copy(out + done, reinterpret_cast<const void*>(from), length);
+    done += copied;
+    if (copied < length) {
+      break;
+    }
+  }
+  return done;
+}
+
+Result<size_t> MappedFile::Copy(Extent extent, std::span<std::byte> out) {
+  const Quiescence::Section section(own_descriptors().in_use());
+  size_t done = 0;
+  {
+    const SigbusDeliverable deliverable;
+    done = CopyFromMapping(extent, out.data());
+  }
+  // The rest from the descriptor, which tells the end of the file from a bad page.
+  while (done < extent.length) {
+    const int fd = own_descriptors().Number(entry_.backing.load(std::memory_order_acquire));
+    const ssize_t got =
+        ::pread(fd, out.data() + done, extent.length - done, static_cast<off_t>(extent.offset + done));
+    if (got < 0 && errno == EINTR) {
+      continue;
+    }
+    if (got < 0) {
+      return Error::FromErrno("read the backing file");
+    }
+    if (got == 0) {
+      break;
+    }
+    done += static_cast<size_t>(got);
+  }
+  return done;
+}
+
+}  // namespace pmirror::interpose

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// One replicated file of this process in the hands of one sync: its mappings are scanned and copied from.
+// Lives on the stack of the syncing thread, which has pinned the file's entry. Async-signal-safe, no
+// allocation.
+#pragma once
+
+#include "interpose/runtime.h"
+#include "interpose/sync_range.h"
+#include "replication/replicate.h"
+
+namespace pmirror::interpose {
+
+// Scans one mapping (or a part of one) and adds what was stored as ranges of the file; ranges without data in
+// the backing file (holes nobody has written) are left out. Adds the whole mapping when it is not tracked or
+// the scan failed.
+void ScanMapping(const Mapping& mapping, int backing_fd, ExtentList& extents);
+
+class MappedFile : public SyncedFile, private ByteSource {
+ public:
+  // `hint` is a mapping of the file that the sync came through; it may be gone by now.
+  MappedFile(Runtime& runtime, uint32_t file, const Mapping& hint)
+      : runtime_(runtime), entry_(runtime.files().at(file)), file_(file), hint_(hint) {}
+
+  FileId id() const { return entry_.file_id(); }
+  Volume& volume() { return runtime_.volume(entry_.volume.load(std::memory_order_relaxed)); }
+
+  void ScanAndProtect(Extent range, ExtentList& extents) override;
+  uint64_t Size() override;
+  Error Capture(std::span<const Extent> extents, LocalPersist* local) override;
+  bool OthersMayBeDirty() override;
+  Error SyncOthers(Extent range) override;
+  Deadline WaitDeadline() override { return volume().WaitDeadline(); }
+
+ private:
+  Result<size_t> Copy(Extent extent, std::span<std::byte> out) override;
+  size_t CopyFromMapping(Extent extent, std::byte* out);
+  bool FindMapping(uint64_t offset, Mapping& found) const;
+
+  Runtime& runtime_;
+  FileEntry& entry_;
+  uint32_t file_;
+  Mapping hint_;
+};
+
+}  // namespace pmirror::interpose

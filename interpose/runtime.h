@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The one thing of pmirror in a process: what it has mapped, its link to the daemon, its tickets and its
+// tracker. Made by the constructor when a daemon was found; otherwise there is none and every call goes
+// straight to the kernel.
+//
+// Lock order: map_lock, the link's lock, the descriptors' lock, the tickets' lock. None is held across a wait
+// for a replica. Never destroyed.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+
+#include "interpose/daemon_link.h"
+#include "interpose/file_table.h"
+#include "interpose/mapping_table.h"
+#include "interpose/own_descriptors.h"
+#include "interpose/signal_lock.h"
+#include "interpose/ticket_log.h"
+#include "interpose/volume.h"
+#include "replication/staging.h"
+#include "replication/tracker.h"
+
+namespace pmirror::interpose {
+
+class Runtime {
+ public:
+  // Null: passive. Also notices that this is a forked child which no atfork handler announced, and starts
+  // over there.
+  static Runtime* Get() {
+    Runtime* runtime = instance_.load(std::memory_order_acquire);
+    if (runtime != nullptr && runtime->alive_->load(std::memory_order_relaxed) == 0) {
+      runtime->StartInChild();
+    }
+    return runtime;
+  }
+  // Called once, by the constructor. Stays passive when there is no daemon.
+  static void Start();
+
+  MappingTable& maps() { return maps_; }
+  FileTable& files() { return files_; }
+  TicketLog& tickets() { return tickets_; }
+  DaemonLink& link() { return link_; }
+  FutexMutex& map_lock() { return map_lock_; }
+  Volume& volume(uint32_t index) { return volumes_[index]; }
+  uint32_t volume_count() const { return volume_count_; }
+  // The volume whose mount has this device number, or null.
+  Volume* VolumeOfDevice(uint64_t device);
+  Volume* VolumeOfDescriptor(int fd, uint64_t& inode);
+
+  // Under the map lock. The staging memory is made with the first mapping.
+  Error MakeReady(Volume& volume);
+
+  // A reference that FileTable::Pin took, or the mappings', is given back; the last one frees the entry.
+  // Takes the map lock when `holding_map_lock` is false.
+  void Unpin(uint32_t file, bool holding_map_lock);
+
+  // Around fork; the child gets a new link, tracker and ticket table before the program runs on. In
+  // process.cc.
+  void BeforeFork();
+  void AfterForkInParent();
+  void StartInChild();
+
+  // Hands over to the daemon what is dirty in every mapping, which it then counts as gone: the process ends
+  // or becomes another program. The mappings stay usable; TakeBack() says that they are still there (exec
+  // failed). Nothing happens in the child of a vfork, whose memory is its parent's.
+  void HandOverAll();
+  void TakeBack();
+
+ private:
+  Runtime(MappingTable& maps, FileTable& files, TicketLog& tickets)
+      : maps_(maps), files_(files), tickets_(tickets) {}
+  Error Announce();
+  Error AcceptMounts(DaemonLink::Answer& answer);
+  Error MakeTicketTable(UniqueFd& memory);
+  Error MakeAlivePage();
+  void OpenTracker();
+  void RestoreMappingsInChild();
+  void RestoreFilesInChild();
+  bool FindSocket();
+
+  static std::atomic<Runtime*> instance_;
+
+  MappingTable& maps_;
+  FileTable& files_;
+  TicketLog& tickets_;
+  FutexMutex map_lock_;
+  DaemonLink link_;
+  uint32_t volume_count_ = 0;
+  std::array<Volume, local::kMaxVolumes> volumes_;
+  std::unique_ptr<StagingPool> staging_;
+  std::atomic<uint32_t>* alive_ = nullptr;  // a page that fork wipes
+  KernelSignalMask fork_mask_ = 0;          // of the thread that forks, guarded by map_lock_
+  int pid_ = 0;
+  char socket_path_[108] = {};
+};
+
+}  // namespace pmirror::interpose

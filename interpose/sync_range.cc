@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The order of the steps is the point: see the rules in ticket_log.h.
+#include "interpose/sync_range.h"
+
+namespace pmirror::interpose {
+
+Error SyncRange(TicketLog& tickets, const SyncRequest& request, SyncedFile& file, std::span<Extent> room) {
+  ExtentList extents(room);
+  TicketLog::Others others;
+  const Result<TicketLog::Held> opened = tickets.Open(request.volume, request.file, request.range);
+  if (!opened.ok()) {
+    return opened.error();  // nothing was scanned: what is dirty stays visibly so
+  }
+  const TicketLog::Held& own = opened.value();
+
+  file.ScanAndProtect(request.range, extents);
+  tickets.Look(own, request.range, request.nested, extents, others);
+  // Asked after the scan: a capture of the daemon that took our pages before raised its flag before that.
+  const bool ask_others = file.OthersMayBeDirty();
+
+  // Clipped here and not in the ticket: if the file grows back, the ticket still names all that may be old on
+  // the replica.
+  extents.ClipToSize(file.Size());
+  Error result = file.Capture(extents.extents(), request.local);
+  if (result.ok()) {
+    tickets.Close(own, others);
+  } else {
+    tickets.Fail(own, others);
+  }
+  // Our own capture no longer holds up anybody, so waiting cannot close a circle.
+  if (const Error waited = tickets.Await(others, file.WaitDeadline()); result.ok()) {
+    result = waited;
+  }
+  if (result.ok() && ask_others) {
+    result = file.SyncOthers(request.range);
+  }
+  if (result.ok()) {
+    tickets.CountSync(request.volume);
+  }
+  return result;
+}
+
+}  // namespace pmirror::interpose

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What pmirror keeps for each thread: plain data in the static thread block, so that it needs no allocation
+// and works in signal handlers.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace pmirror::interpose {
+
+// A range that was flushed and waits for its drain.
+struct FlushedRange {
+  uintptr_t address = 0;
+  size_t length = 0;
+  uintptr_t end() const { return address + length; }
+};
+constexpr size_t kMaxFlushed = 64;
+
+struct ThreadState {
+  uint32_t sync_depth = 0;  // syncs of this thread under way: > 1 in a signal handler that interrupted one
+  uint32_t inside_pmem =
+      0;  // calls of the real libpmem under way: what it calls of itself is already being looked after
+  uint32_t flushed_count = 0;
+  bool flushed_busy = false;  // the list is being changed: a signal handler must not touch it
+  int last_error = 0;         // errno of this thread's last failed sync or flush, see pmirror_error
+  const char* last_doing = "";
+  std::array<FlushedRange, kMaxFlushed> flushed{};  // sorted by address, not touching
+};
+
+ThreadState& thread_state();
+
+}  // namespace pmirror::interpose

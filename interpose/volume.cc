@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// See volume.h.
+#include "interpose/volume.h"
+
+#include <algorithm>
+
+#include "interpose/log.h"
+#include "interpose/own_descriptors.h"
+
+namespace pmirror::interpose {
+
+Result<Connector::Connection> DaemonConnector::Connect(SessionId session, Sequence next_sequence,
+                                                       Deadline deadline) {
+  Connection connection;
+  const Error result = link_->AskLong(
+      local::RequestKind::kOpenSession, deadline,
+      [&](local::Request& request) {
+        request.volume = volume_;
+        request.replica = replica_;
+        request.session = Raw(session);
+        request.next_sequence = next_sequence;
+        request.wait_ns = static_cast<uint64_t>(deadline.Remaining().count());
+      },
+      [&](DaemonLink::Answer& answer) -> Error {
+        if (answer.descriptor_count != 1) {
+          return {EPROTO, "open a session: no socket came"};
+        }
+        connection.socket =
+            own_descriptors().AdoptSession(std::move(answer.descriptors[0]), Volume::Tag(volume_, replica_));
+        connection.session = SessionId{answer.reply->session};
+        connection.resumed = {.received_sequence = answer.reply->received_sequence,
+                              .durable_sequence = answer.reply->durable_sequence,
+                              .operation_received = 0,
+                              .credit_limit = answer.reply->credit_limit};
+        return connection.socket.valid() ? Error::Ok() : Error{EMFILE, "keep a session's socket"};
+      });
+  if (!result.ok()) {
+    return result;
+  }
+  return connection;
+}
+
+void Volume::Attach(DaemonLink& link, uint32_t index, uint64_t device, const VolumePage* page) {
+  link_ = &link;
+  index_ = index;
+  device_ = device;
+  page_ = page;
+  for (uint32_t replica = 0; replica < kMaxReplicas; ++replica) {
+    connectors_[replica].Attach(link, index, replica);
+  }
+}
+
+Error Volume::MakeReady(StagingPool& staging) {
+  if (ready()) {
+    return Error::Ok();
+  }
+  for (uint32_t replica = 0; replica < std::min<uint32_t>(page_->replica_count, kMaxReplicas); ++replica) {
+    if (sessions_[replica] == nullptr) {
+      Result<std::unique_ptr<DataSession>> session = DataSession::Create(connectors_[replica]);
+      if (!session.ok()) {
+        return session.error();
+      }
+      sessions_[replica] = std::move(session).value().release();
+    }
+  }
+  replication_.emplace(*page_, sessions_, staging, *this);
+  ready_.store(true, std::memory_order_release);
+  return Error::Ok();
+}
+
+Error Volume::Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
+                        LocalPersist* local) {
+  return replication_->Replicate(target, extents, source, WaitLevel::kDurable, local);
+}
+
+Deadline Volume::WaitDeadline() const {
+  const bool suspends = page_->on_loss == static_cast<uint32_t>(OnLoss::kSuspend);
+  // Whoever we wait for gives up by then; the rest is for its answer to arrive.
+  constexpr uint64_t kMargin = 1'000'000'000;
+  return Deadline::After(
+      std::chrono::nanoseconds(page_->deadline_ns + (suspends ? page_->suspend_ns : 0) + kMargin));
+}
+
+void Volume::Disconnect(uint32_t replica) {
+  if (sessions_[replica] != nullptr) {
+    sessions_[replica]->Disconnect();
+  }
+}
+
+void Volume::ResetInChild() {
+  for (DataSession* session : sessions_) {
+    if (session != nullptr) {
+      session->Disconnect(/*silently=*/true);
+    }
+  }
+}
+
+void Volume::Report(local::ReportKind kind, FileId file, uint64_t value) {
+  const Error reported = link_->AskLong(
+      local::RequestKind::kReport, Deadline::After(std::chrono::seconds(1)),
+      [&](local::Request& request) {
+        request.volume = index_;
+        request.file = Raw(file);
+        request.report = static_cast<uint32_t>(kind);
+        request.value = value;
+      },
+      [](DaemonLink::Answer&) { return Error::Ok(); });
+  if (!reported.ok()) {
+    LogLine(LogLevel::kDebug).Text(reported.doing).Field("errno", static_cast<uint64_t>(reported.code));
+  }
+}
+
+void Volume::Suspended(FileId file) {
+  LogLine(LogLevel::kWarning).Text("a sync waits for the replica").Field("file", Raw(file));
+  Report(local::ReportKind::kSuspended, file, 0);
+}
+
+void Volume::Resumed(FileId file) {
+  LogLine(LogLevel::kWarning).Text("a sync goes on").Field("file", Raw(file));
+  Report(local::ReportKind::kResumed, file, 0);
+}
+
+void Volume::Failed(FileId file, int error) {
+  LogLine(LogLevel::kError)
+      .Text("a sync failed: its bytes are not on the replica")
+      .Field("file", Raw(file))
+      .Field("errno", static_cast<uint64_t>(error));
+  Report(local::ReportKind::kFailed, file, static_cast<uint64_t>(error));
+}
+
+void Volume::Recaptured() { LogLine(LogLevel::kDebug).Text("a range was captured again"); }
+
+}  // namespace pmirror::interpose

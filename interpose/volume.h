@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// One mounted volume as this process sees it: its page, its sessions to the replicas, and the way of captured
+// bytes to them.
+//
+// Made in place, never destroyed (threads may sync until the last instruction of the process). Attach() and
+// MakeReady() under the runtime's map lock; Replicate() from any thread and from signal handlers.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <optional>
+#include <span>
+
+#include "interpose/daemon_link.h"
+#include "replication/data_session.h"
+#include "replication/replicate.h"
+#include "replication/staging.h"
+#include "replication/types.h"
+#include "replication/volume_page.h"
+
+namespace pmirror::interpose {
+
+// Asks the local daemon for a connected socket to one replica.
+class DaemonConnector : public Connector {
+ public:
+  void Attach(DaemonLink& link, uint32_t volume, uint32_t replica) {
+    link_ = &link;
+    volume_ = volume;
+    replica_ = replica;
+  }
+  Result<Connection> Connect(SessionId session, Sequence next_sequence, Deadline deadline) override;
+
+ private:
+  DaemonLink* link_ = nullptr;
+  uint32_t volume_ = 0;
+  uint32_t replica_ = 0;
+};
+
+class Volume : public SyncObserver {
+ public:
+  // `page` stays mapped for ever.
+  void Attach(DaemonLink& link, uint32_t index, uint64_t device, const VolumePage* page);
+  bool attached() const { return page_ != nullptr; }
+  uint64_t device() const { return device_; }
+  uint32_t index() const { return index_; }
+  const VolumePage& page() const { return *page_; }
+
+  // Makes the sessions (not their connections) when they are not there yet. The one place here that
+  // allocates.
+  Error MakeReady(StagingPool& staging);
+  bool ready() const { return ready_.load(std::memory_order_acquire); }
+
+  // Requires: ready().
+  Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
+                  LocalPersist* local);
+
+  // How long a sync may wait, the owner's patience included.
+  Deadline WaitDeadline() const;
+
+  // Cuts the session that uses a socket adopted with this tag (own_descriptors.h).
+  void Disconnect(uint32_t replica);
+  static constexpr uint32_t Tag(uint32_t volume, uint32_t replica) { return volume * kMaxReplicas + replica; }
+
+  // In a forked child: sessions of the parent are dropped without a word to the peer.
+  void ResetInChild();
+
+  void Suspended(FileId file) override;
+  void Resumed(FileId file) override;
+  void Failed(FileId file, int error) override;
+  void Recaptured() override;
+
+ private:
+  void Report(local::ReportKind kind, FileId file, uint64_t value);
+
+  DaemonLink* link_ = nullptr;
+  uint32_t index_ = 0;
+  uint64_t device_ = 0;
+  const VolumePage* page_ = nullptr;
+  std::array<DaemonConnector, kMaxReplicas> connectors_;
+  std::array<DataSession*, kMaxReplicas> sessions_{};
+  std::optional<Replication> replication_;
+  std::atomic<bool> ready_{false};
+};
+
+}  // namespace pmirror::interpose

@@ -77,9 +77,11 @@ class OwnDescriptors {
   int lowest() const { return static_cast<int>(kMaxNumbers) - below_.load(std::memory_order_acquire); }
   int highest() const { return above_.load(std::memory_order_acquire) - 1; }
 
-  std::atomic<uint32_t> handle_limit_{0};                           // handles ever used
-  std::array<std::atomic<int>, kOwnKinds> single_{};                // handle + 1
-  std::array<std::atomic<int>, kMaxHandles> numbers_{};             // number + 1, 0: free
+  // Everything starts as zero bytes: the object costs nothing until it is used.
+  std::atomic<int> below_{0};  // kMaxNumbers minus the lowest number ever ours
+  std::atomic<int> above_{0};  // the highest number ever ours, plus 1
+  std::array<std::atomic<Handle>, kOwnKinds> single_{};
+  std::array<std::atomic<int>, kMaxHandles> numbers_{};  // by handle - 1: number + 1, 0: free
   std::array<std::atomic<uint64_t>, kMaxTags> session_identity_{};  // of the latest connection
   std::array<Entry, kMaxNumbers> entries_{};
 };

@@ -37,7 +37,7 @@ Result<FileId> ReadId(const std::string& path, decltype(&::getxattr) get) {
 }
 
 UniqueFd OpenDirectory(int parent, const char* name) {
-  return UniqueFd(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  return UniqueFd(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NOATIME | O_CLOEXEC));
 }
 
 }  // namespace
@@ -57,7 +57,7 @@ class BackingIndex::Walk {
     while (status.ok() && !waiting_.empty()) {
       const auto [handle, next] = std::move(waiting_.back());
       waiting_.pop_back();
-      Result<UniqueFd> fd = index_.OpenHandle(handle, O_RDONLY | O_DIRECTORY);
+      Result<UniqueFd> fd = index_.OpenHandle(handle, O_RDONLY | O_DIRECTORY | O_NOATIME);
       status = fd.ok() ? Directory(std::move(fd).value(), next)
                        : Failed(fd.error().code, absl::StrCat("open directory ", next));
     }

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Messages to calls and back.
+#include "server/replica_view.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+namespace pmirror::server {
+
+absl::StatusOr<control::OpenSessionReply> ReplicaVolumeView::OpenSession(
+    const control::OpenSessionRequest& request) {
+  ReplicaVolume::SessionRequest wanted;
+  wanted.node = request.node();
+  wanted.epoch = Epoch{request.epoch()};
+  wanted.kind = request.daemon() ? SessionKind::kDaemon : SessionKind::kProcess;
+  wanted.session = SessionId{request.session()};
+  wanted.process = request.process();
+  wanted.generation = request.generation();
+  wanted.mount_number = request.mount_number();
+  const absl::StatusOr<SessionTable::Permit> permit = volume_.PrepareSession(wanted);
+  if (!permit.ok()) {
+    return permit.status();
+  }
+  control::OpenSessionReply reply;
+  reply.set_session(Raw(permit->session));
+  reply.set_ticket(permit->ticket.data(), permit->ticket.size());
+  *reply.mutable_replica() = State();
+  return reply;
+}
+
+control::ReplicaState ReplicaVolumeView::State() const {
+  const ReplicaVolume::State state = volume_.state();
+  control::ReplicaState message;
+  message.set_volume(state.record.volume.data(), state.record.volume.size());
+  message.set_generation(state.record.generation);
+  message.set_mount_number(state.record.mount_number);
+  message.set_operation(state.operation);
+  message.set_clean(state.record.clean);
+  message.set_empty(state.empty);
+  message.set_epoch(Raw(state.record.epoch));
+  message.set_refusal(state.refusal);
+  message.set_persistence_domain(Name(state.domain));
+  return message;
+}
+
+absl::Status ReplicaVolumeView::Leave(const control::LeaveRequest& request) {
+  return volume_.Leave({.epoch = Epoch{request.epoch()},
+                        .operation = request.operation(),
+                        .generation = request.generation(),
+                        .mount_number = request.mount_number()});
+}
+
+absl::StatusOr<recovery::Inventory> ReplicaVolumeView::Inventory() {
+  UniqueFd root(::fcntl(volume_.backing_directory(), F_DUPFD_CLOEXEC, 0));
+  if (!root.valid()) {
+    return absl::ErrnoToStatus(errno, "cannot duplicate the descriptor of the backing directory");
+  }
+  const std::lock_guard lock(tree_mutex_);
+  tree_ = std::make_unique<recovery::LocalTree>(std::move(root));
+  return tree_->Inventory();
+}
+
+absl::StatusOr<recovery::BlockChecksums> ReplicaVolumeView::Checksums(FileId file, Extent extent,
+                                                                      uint32_t block) {
+  const std::lock_guard lock(tree_mutex_);
+  if (tree_ == nullptr) {
+    return absl::FailedPreconditionError("ask for the inventory first");
+  }
+  return tree_->Checksums(file, extent, block);
+}
+
+void ReplicaVolumeView::FillStatus(control::VolumeStatus& status) {
+  const ReplicaVolume::State state = volume_.state();
+  status.set_epoch(Raw(state.record.epoch));
+  control::ReplicaStatus& own = *status.add_replicas();
+  own.set_node(node_);
+  own.set_placement("message");
+  own.set_recaptures(state.counters.recaptures);
+  const bool connected = std::any_of(
+      state.sessions.begin(), state.sessions.end(), [](const ReplicaVolume::SessionState& session) {
+        return session.connected && session.identity.kind == SessionKind::kDaemon;
+      });
+  if (!state.refusal.empty()) {
+    own.set_state("failed");
+    own.set_reason(state.refusal);
+  } else if (!connected) {
+    own.set_state("disconnected");
+    own.set_reason("the primary is not connected");
+  } else {
+    own.set_state("in-sync");
+    own.set_reason(fmt::format("as {} knows: the primary is connected", node_));
+  }
+}
+
+void ReplicaVolumeView::SetReachable(const std::string& node, bool reachable) {
+  listener_.SetReachable(node, reachable);
+}
+
+}  // namespace pmirror::server

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A ReplicaVolume and the listener of its data sessions, as the control service sees them.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "recovery/local_tree.h"
+#include "server/control_service.h"
+#include "server/data_listener.h"
+#include "server/replica_volume.h"
+
+namespace pmirror::server {
+
+class ReplicaVolumeView : public ReplicaView {
+ public:
+  // Both must outlive the view. `node`: this one.
+  ReplicaVolumeView(std::string node, ReplicaVolume& volume, DataListener& listener)
+      : node_(std::move(node)), volume_(volume), listener_(listener) {}
+
+  absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request) override;
+  absl::Status Leave(const control::LeaveRequest& request) override;
+  absl::StatusOr<recovery::Inventory> Inventory() override;
+  absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
+  void FillStatus(control::VolumeStatus& status) override;
+  void SetReachable(const std::string& node, bool reachable) override;
+
+ private:
+  control::ReplicaState State() const;
+
+  const std::string node_;
+  ReplicaVolume& volume_;
+  DataListener& listener_;
+  std::mutex tree_mutex_;
+  std::unique_ptr<recovery::LocalTree> tree_;  // guarded by tree_mutex_; remembers paths between questions
+};
+
+}  // namespace pmirror::server

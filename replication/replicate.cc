@@ -26,7 +26,7 @@ constexpr milliseconds kConnectSlice{
     1000};                              // one try to connect, after which the volume page is looked at again
 constexpr milliseconds kFirstPause{1};  // between attempts that cannot succeed at once; doubles up to
 constexpr milliseconds kLongestPause{64};
-constexpr int kRecapturesAtOnce = 3;  // then with pauses: what the replica waits for is not there yet
+constexpr int kRetriesAtOnce = 3;  // then with pauses: what was in the way is still there
 
 using ReplicaMask = uint8_t;
 constexpr ReplicaMask Bit(size_t replica) { return static_cast<ReplicaMask>(1U << replica); }
@@ -107,7 +107,6 @@ class Sync {
   size_t FrameBudget(ReplicaMask replicas) const;
   SendStatus AwaitOne(Attempt& attempt, size_t replica);
   Error Conclude(Attempt& attempt, size_t replica, SendStatus status);
-  void NoteRecapture();
   void PersistHere();
   void Pause();
   void Advanced(uint64_t bytes);
@@ -130,7 +129,7 @@ class Sync {
   Error local_error_;
   bool sent_before_ = false;  // a frame of an earlier attempt may have arrived
   uint64_t furthest_ = 0;     // bytes that any attempt has got into the transport
-  int recaptures_ = 0;
+  int retries_ = 0;
   bool pause_ = false;  // another attempt at once would be in vain
   milliseconds next_pause_ = kFirstPause;
 };
@@ -235,12 +234,8 @@ Error Sync::Try(SetWord set, ReplicaMask replicas) {
     error = local_error_;
   }
   ForEach(attempt.begun, [&](size_t replica) {
-    SendStatus status = attempt.captures[replica].status;
-    if (error.ok() && (attempt.alive & Bit(replica)) != 0) {
-      status = AwaitOne(attempt, replica);
-    } else {
-      status = SendStatus::kTimedOut;
-    }
+    const bool awaited = error.ok() && (attempt.alive & Bit(replica)) != 0;
+    const SendStatus status = awaited ? AwaitOne(attempt, replica) : SendStatus::kTimedOut;
     sessions_[replica]->End(attempt.captures[replica]);
     if (error.ok()) {
       error = Conclude(attempt, replica, status);
@@ -332,10 +327,6 @@ void Sync::SendToEach(Attempt& attempt, FrameToSend frame) {
       status = sessions_[replica]->Send(frame, patience_.limit(), attempt.receipts[replica]);
     } while ((status == SendStatus::kSenderFull || status == SendStatus::kPeerCongested) &&
              !patience_.RanOut());
-    if (status == SendStatus::kRecapture && attempt.captures[replica].status == SendStatus::kOk) {
-      pause_ =
-          false;  // the frame is larger than the replica's new window: the next attempt makes smaller ones
-    }
     if (status != SendStatus::kOk) {
       attempt.alive &= static_cast<ReplicaMask>(~Bit(replica));
     }
@@ -382,8 +373,7 @@ Error Sync::Conclude(Attempt& attempt, size_t replica, SendStatus status) {
     return Error::Ok();
   }
   if (capture.status == SendStatus::kRecapture) {
-    NoteRecapture();
-    return Error::Ok();
+    observer_.Recaptured();
   }
   if (capture.status == SendStatus::kRefused) {
     const Error error = Judge(capture.refusal);
@@ -394,13 +384,9 @@ Error Sync::Conclude(Attempt& attempt, size_t replica, SendStatus status) {
     pause_ = true;
     return error;
   }
+  ++retries_;
+  pause_ = pause_ || retries_ > kRetriesAtOnce;
   return Error::Ok();
-}
-
-void Sync::NoteRecapture() {
-  observer_.Recaptured();
-  ++recaptures_;
-  pause_ = pause_ || recaptures_ > kRecapturesAtOnce;
 }
 
 void Sync::PersistHere() {
@@ -436,15 +422,22 @@ Replication::Replication(const VolumePage& page, std::span<DataSession* const> s
 
 Error Replication::Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                              WaitLevel level, LocalPersist* local) {
-  // Not RAII: giving cancellation back may end the thread here, and a destructor may not be left that way.
-  int cancellation = 0;
-  ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancellation);
+  int state = 0;
+  int type = 0;
+  ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+  ::pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
   Error result;
   {
     const SignalBlock block;
     result = Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local).Run();
   }
-  ::pthread_setcancelstate(cancellation, nullptr);
+  // Not RAII: the thread may end here, and a destructor may not be left that way. The state before the type,
+  // because glibc 2.36 loses the thread's result when enabling an asynchronous cancellation that is pending.
+  ::pthread_setcancelstate(state, nullptr);
+  if (type == PTHREAD_CANCEL_ASYNCHRONOUS) {
+    ::pthread_testcancel();
+    ::pthread_setcanceltype(type, nullptr);
+  }
   return result;
 }
 

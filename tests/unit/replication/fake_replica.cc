@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "replication/crc32c.h"
+#include "replication/signal_guard.h"
 #include "tests/unit/replication/stream_pair.h"
 
 namespace pmirror {
@@ -42,6 +43,7 @@ FakeReplica::~FakeReplica() {
 }
 
 Result<Connector::Connection> FakeReplica::Connect(SessionId session, Sequence next_sequence, Deadline) {
+  const SignalBlock block;  // the threads it makes inherit that, too
   const Lock lock(mutex_);
   if (connect_error_ != 0) {
     return Error{connect_error_, "connect to the fake"};

@@ -101,9 +101,9 @@ TEST(Replicate, OneGibibyteGoesThroughSixtyFourKibibytesOfCreditUnderOneOrderNum
   ReplicationRig rig(1);
   rig.replicas[0]->SetWindow(64 * 1024);
   rig.replicas[0]->KeepImages(false);
-  uint64_t bytes = 0;
-  uint64_t wrong = 0;
-  uint64_t barriers = 0;
+  std::atomic<uint64_t> bytes{0};
+  std::atomic<uint64_t> wrong{0};
+  std::atomic<uint64_t> barriers{0};
   rig.replicas[0]->SetScript([&](const Frame& frame) {
     uint64_t first = 0;
     std::memcpy(&first, frame.payload.data(), sizeof first);
@@ -144,15 +144,27 @@ TEST(Replicate, TheOrderNumberIsTakenBeforeTheFirstByteIsCopied) {
   EXPECT_EQ(source.next_at_copy, 2U);
 }
 
+// A file whose every byte has the same value, which may change at any time.
+class OneValueSource : public ByteSource {
+ public:
+  Result<size_t> Copy(Extent extent, std::span<std::byte> out) override {
+    std::fill(out.begin(), out.end(), std::byte{value.load()});
+    return static_cast<size_t>(extent.length);
+  }
+  std::atomic<uint8_t> value{1};
+};
+
 TEST(Replicate, ARecaptureTakesANewOrderNumberAndCopiesAgain) {
   ReplicationRig rig(1);
-  rig.Fill(1);
+  OneValueSource source;
   rig.replicas[0]->SetScript(
-      [&rig, scripted = First(5, Refuse(RefusalCode::kRecapture))](const Frame& frame) mutable {
-        rig.Fill(7);  // stored meanwhile
+      [&source, scripted = First(5, Refuse(RefusalCode::kRecapture))](const Frame& frame) mutable {
+        source.value = 7;  // stored meanwhile
         return scripted(frame);
       });
-  ASSERT_TRUE(rig.Replicate({{0, 64}}).ok());
+  const Extent extent{0, 64};
+  ASSERT_TRUE(
+      rig.replication->Replicate(rig.target(), {&extent, 1}, source, WaitLevel::kDurable, nullptr).ok());
   EXPECT_THAT(rig.replicas[0]->orders(kFile), ElementsAre(6));
   EXPECT_EQ(rig.replicas[0]->Image(kFile), Bytes(64, 7));
   EXPECT_EQ(rig.observer.recaptured, 5);
@@ -349,7 +361,7 @@ TEST(Replicate, ASizeOperationUnderWayIsWaitedForAndItsGenerationTravels) {
   ReplicationRig rig(1);
   auto& generation = rig.page.slots[0].size_generation;
   generation = 41;
-  uint64_t travelled = 0;
+  std::atomic<uint64_t> travelled{0};
   rig.replicas[0]->SetScript([&](const Frame& frame) {
     travelled = frame.header.size_generation;
     return Answer{};

@@ -20,11 +20,12 @@ namespace pmirror {
 class ByteSource {
  public:
   virtual ~ByteSource() = default;
-  // Copies [extent) into `out` (out.size() == extent.length), aligned 8-byte words never torn. Returns how many bytes there were: fewer
-  // when the file ends or was truncated meanwhile (never SIGBUS). EIO: the page is poisoned.
+  // Copies [extent) into `out` (out.size() == extent.length), aligned 8-byte words never torn. Returns how
+  // many bytes there were: fewer when the file ends or was truncated meanwhile (never SIGBUS). EIO: the page
+  // is poisoned.
   virtual Result<size_t> Copy(Extent extent, std::span<std::byte> out) = 0;
-  // The same, and continues `crc` (CRC32C, crc32c.h) over the bytes that it wrote to `out`. For sources that can do both in one
-  // pass; this one does one after the other.
+  // The same, and continues `crc` (CRC32C, crc32c.h) over the bytes that it wrote to `out`. For sources that
+  // can do both in one pass; this one does one after the other.
   virtual Result<size_t> CopyWithCrc(Extent extent, std::span<std::byte> out, uint32_t& crc);
 };
 
@@ -38,8 +39,8 @@ class DescriptorSource : public ByteSource {
   int fd_;
 };
 
-// Runs while the replicas work: makes the bytes durable here. Called once per Replicate, after the last frame was sent first (or
-// when nothing could be sent), with signals as the caller had them.
+// Runs while the replicas work: makes the bytes durable here. Called once per Replicate, after the last frame
+// was sent first (or when nothing could be sent), with signals as the caller had them.
 class LocalPersist {
  public:
   virtual ~LocalPersist() = default;
@@ -53,11 +54,12 @@ struct CaptureTarget {
   const FileSlot* slot = nullptr;
 };
 
-// Told of what happens during a sync that waits; all calls may come from any thread and must be async-signal-safe.
+// Told of what happens during a sync that waits; all calls may come from any thread and must be
+// async-signal-safe.
 class SyncObserver {
  public:
   virtual ~SyncObserver() = default;
-  virtual void Suspended(FileId file) = 0;   // the blip deadline passed, waiting on as the owner said
+  virtual void Suspended(FileId file) = 0;  // the blip deadline passed, waiting on as the owner said
   virtual void Resumed(FileId file) = 0;
   virtual void Failed(FileId file, int error) = 0;
   virtual void Recaptured() = 0;
@@ -65,21 +67,23 @@ class SyncObserver {
 
 class Replication {
  public:
-  // `page` and `sessions` (one per configured replica, by index; null for one never used) must outlive the object.
-  Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging, SyncObserver& observer);
+  // `page` and `sessions` (one per configured replica, by index; null for one never used) must outlive the
+  // object.
+  Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
+              SyncObserver& observer);
 
-  // Captures `extents` (sorted, not overlapping) of `target` and returns when they are at `level` on every in-sync member.
-  // `level` kDurable puts a barrier on the last frame. `local` may be null. An empty `extents` with kDurable sends a barrier alone.
-  // Never returns success after a failure of `local`.
-  // What does not fit one frame is split at cache lines, so that no aligned 8-byte word is; the ends of an extent are the
-  // caller's and should be so, too.
-  // The volume's deadline is one without progress: it starts again whenever the replica has let a further part of a large capture
-  // through. A joiner counts like a member: it is asked for and waited for.
-  // Cancellation of the thread (both types) takes effect when the call returns, not within it.
-  // Errors: EIO (policy fail, or suspend ran out; the replica's storage failed), ENOSPC (the replica is full), ESTALE (fenced), ETIMEDOUT never.
-  // After an error nothing may be assumed about what the replicas have: the ranges are still dirty (keep the ticket as redo).
-  Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source, WaitLevel level,
-                  LocalPersist* local);
+  // Captures `extents` (sorted, not overlapping) of `target` and returns when they are at `level` on every
+  // in-sync member. `level` kDurable puts a barrier on the last frame. `local` may be null. An empty
+  // `extents` with kDurable sends a barrier alone. Never returns success after a failure of `local`. What
+  // does not fit one frame is split at cache lines, so that no aligned 8-byte word is; the ends of an extent
+  // are the caller's and should be so, too. The volume's deadline is one without progress: it starts again
+  // whenever the replica has let a further part of a large capture through. A joiner counts like a member: it
+  // is asked for and waited for. Cancellation of the thread (both types) takes effect when the call returns,
+  // not within it. Errors: EIO (policy fail, or suspend ran out; the replica's storage failed), ENOSPC (the
+  // replica is full), ESTALE (fenced), ETIMEDOUT never. After an error nothing may be assumed about what the
+  // replicas have: the ranges are still dirty (keep the ticket as redo).
+  Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
+                  WaitLevel level, LocalPersist* local);
 
  private:
   const VolumePage& page_;

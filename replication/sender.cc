@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See sender.h.
+// The state machine of the sending end: see sender.h.
 #include "replication/sender.h"
 
 #include <algorithm>

@@ -191,10 +191,9 @@ void DataSession::Impl::Pump(FutexLock& lock) {
     outgoing = nullptr;
     WakeForRoom();
   }
-  if (result.error != 0 && result.error != EAGAIN) {
-    MarkLost();
-  } else if (!sender.connected()) {
-    MarkLost();  // it was lost meanwhile: see to the frame, too
+  const bool ended = result.error != 0 && result.error != EAGAIN;
+  if (ended || !sender.connected()) {
+    MarkLost();  // also when it was lost meanwhile: to see to the frame
   }
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A fixed set of equal buffers in which captured bytes rest until the transport has them. Memory is mapped once (mmap, not the heap); taking
-// and giving back never allocates. Async-signal-safe. A taker that finds none free waits until its deadline; a thread holds at most
-// one buffer, and gives it back before it waits for an acknowledgement.
+// A fixed set of equal buffers in which captured bytes rest until the transport has them. Memory is mapped
+// once (mmap, not the heap); taking and giving back never allocates. Async-signal-safe. A taker that finds
+// none free waits until its deadline; a thread holds at most one buffer, and gives it back before it waits
+// for an acknowledgement.
 #pragma once
 
 #include <cstddef>

@@ -201,6 +201,7 @@ void Compare(size_t bytes, bool same_cpu) {
   PinTo(0);
   const int far_cpu = same_cpu ? 0 : 1;
   auto [raw_near, raw_far] = LoopbackPair();
+  const int raw_fd = raw_near.get();
   std::thread raw_server(
       [fd = raw_far.Release(), bytes, far_cpu] { ServeRaw(UniqueFd(fd), bytes, far_cpu); });
 
@@ -233,9 +234,8 @@ void Compare(size_t bytes, bool same_cpu) {
   };
   std::vector<std::byte> message(bytes);
   const auto ping = [&] {
-    Require(::send(raw_near.get(), message.data(), bytes, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes),
-            "send");
-    Require(ReadFully(raw_near.get(), message.data(), kAnswerBytes), "receive");
+    Require(::send(raw_fd, message.data(), bytes, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes), "send");
+    Require(ReadFully(raw_fd, message.data(), kAnswerBytes), "receive");
   };
 
   const int operations = static_cast<int>(std::max<size_t>(10, kOperationsInRound / (1 + bytes / 65536)));

@@ -25,17 +25,17 @@ void* malloc(size_t size) {
   t_allocations += t_counting ? 1 : 0;
   return __libc_malloc(size);
 }
-void* calloc(size_t count, size_t size) {
+void* calloc(size_t nmemb, size_t size) {
   t_allocations += t_counting ? 1 : 0;
-  return __libc_calloc(count, size);
+  return __libc_calloc(nmemb, size);
 }
-void* realloc(void* memory, size_t size) {
+void* realloc(void* ptr, size_t size) {
   t_allocations += t_counting ? 1 : 0;
-  return __libc_realloc(memory, size);
+  return __libc_realloc(ptr, size);
 }
-void free(void* memory) {
-  t_allocations += t_counting && memory != nullptr ? 1 : 0;
-  __libc_free(memory);
+void free(void* ptr) {
+  t_allocations += t_counting && ptr != nullptr ? 1 : 0;
+  __libc_free(ptr);
 }
 }
 

@@ -10,6 +10,7 @@
 
 #include "replication/sender.h"
 #include "tests/unit/replication/fake_replica.h"
+#include "tests/unit/replication/run_threads.h"
 
 namespace pmirror {
 namespace {
@@ -209,13 +210,7 @@ TEST_P(DataSessionTest, DisconnectWakesWhoWaits) {
 TEST_P(DataSessionTest, SeveralThatReconnectMakeOneConnection) {
   ASSERT_TRUE(session_->EnsureConnected(Soon()).ok());
   session_->Disconnect();
-  std::vector<std::thread> threads;
-  for (int i = 0; i < 8; ++i) {
-    threads.emplace_back([&] { EXPECT_TRUE(session_->EnsureConnected(Soon()).ok()); });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+  RunThreads(8, [&](int) { EXPECT_TRUE(session_->EnsureConnected(Soon()).ok()); });
   EXPECT_EQ(replica_.connects(), 2U);
 }
 
@@ -248,23 +243,16 @@ TEST_P(DataSessionTest, SixteenThreadsShareTheSessionThroughCutsAndEachGetsItsBy
     }
     return FakeReplica::Answer{.reaction = number % 101 == 0 ? Reaction::kCutInReply : Reaction::kApply};
   });
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < kThreads; ++thread) {
-    threads.emplace_back([&, thread] {
-      for (uint64_t round = 1; round <= kRounds; ++round) {
-        SendStatus status = SendStatus::kLost;
-        while (status != SendStatus::kOk) {
-          ASSERT_TRUE(session_->EnsureConnected(Soon()).ok());
-          status =
-              Put(order++, static_cast<uint64_t>(thread) * 512, 512, static_cast<uint8_t>(round), Soon());
-          ASSERT_TRUE(status == SendStatus::kOk || status == SendStatus::kLost);
-        }
+  RunThreads(kThreads, [&](int thread) {
+    for (uint64_t round = 1; round <= kRounds; ++round) {
+      SendStatus status = SendStatus::kLost;
+      while (status != SendStatus::kOk) {
+        ASSERT_TRUE(session_->EnsureConnected(Soon()).ok());
+        status = Put(order++, static_cast<uint64_t>(thread) * 512, 512, static_cast<uint8_t>(round), Soon());
+        ASSERT_TRUE(status == SendStatus::kOk || status == SendStatus::kLost);
       }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+    }
+  });
   EXPECT_EQ(replica_.Image(kFile), std::vector<std::byte>(kThreads * 512, std::byte{kRounds}));
   EXPECT_GT(session_->counters().reconnects, 0U);
 }
@@ -274,19 +262,13 @@ TEST_P(DataSessionTest, LargeFramesOfManyThreadsDoNotMix) {
   constexpr size_t kBytes = 300'000;
   replica_.SetWindow(kMaxFrame);
   ASSERT_TRUE(session_->EnsureConnected(Soon()).ok());
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < kThreads; ++thread) {
-    threads.emplace_back([&, thread] {
-      for (uint64_t order = 1; order <= 10; ++order) {
-        ASSERT_EQ(Put(order, static_cast<uint64_t>(thread) * kBytes, kBytes,
-                      static_cast<uint8_t>(thread * 16 + static_cast<int>(order)), Soon()),
-                  SendStatus::kOk);
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+  RunThreads(kThreads, [&](int thread) {
+    for (uint64_t order = 1; order <= 10; ++order) {
+      ASSERT_EQ(Put(order, static_cast<uint64_t>(thread) * kBytes, kBytes,
+                    static_cast<uint8_t>(thread * 16 + static_cast<int>(order)), Soon()),
+                SendStatus::kOk);
+    }
+  });
   const std::vector<std::byte> image = replica_.Image(kFile);
   ASSERT_EQ(image.size(), kThreads * kBytes);
   for (size_t i = 0; i < image.size(); ++i) {

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "tests/unit/replication/replication_rig.h"
+#include "tests/unit/replication/run_threads.h"
 
 namespace pmirror {
 namespace {
@@ -135,17 +136,11 @@ TEST_F(Reentry, Trap15_AHandlerThatInterruptsTheConnectorConnectsItself) {
 TEST_F(Reentry, Trap15_HandlersOnManyThreadsAtOnce) {
   ReplicationRig rig(1);
   const Storm storm(rig, 200);
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < 6; ++thread) {
-    threads.emplace_back([&, thread] {
-      for (int i = 0; i < 2000; ++i) {
-        ASSERT_TRUE(rig.Replicate({{static_cast<uint64_t>(thread) * 64, 64}}).ok());
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+  RunThreads(6, [&](int thread) {
+    for (int i = 0; i < 2000; ++i) {
+      ASSERT_TRUE(rig.Replicate({{static_cast<uint64_t>(thread) * 64, 64}}).ok());
+    }
+  });
   EXPECT_EQ(g_failed, 0);
 }
 

@@ -12,6 +12,7 @@
 
 #include "replication/futex_mutex.h"
 #include "tests/unit/replication/replication_rig.h"
+#include "tests/unit/replication/run_threads.h"
 
 namespace pmirror {
 namespace {
@@ -428,22 +429,15 @@ TEST(Replicate, AFailureOfLocalPersistenceIsTheResult) {
 
 TEST(Replicate, Trap1_TheNewestImageOfOverlappingSyncsWins) {
   ReplicationRig rig(1);
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < 8; ++thread) {
-    threads.emplace_back([&, thread] {
-      for (uint64_t round = 0; round < 50; ++round) {
-        MemorySource source(8192);
-        std::fill(source.memory.begin(), source.memory.end(), static_cast<std::byte>(thread + 1));
-        const Extent extent{static_cast<uint64_t>(thread) * 64, 4096};
-        ASSERT_TRUE(
-            rig.replication->Replicate(rig.target(), {&extent, 1}, source, WaitLevel::kDurable, nullptr)
-                .ok());
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+  RunThreads(8, [&](int thread) {
+    for (uint64_t round = 0; round < 50; ++round) {
+      MemorySource source(8192);
+      std::fill(source.memory.begin(), source.memory.end(), static_cast<std::byte>(thread + 1));
+      const Extent extent{static_cast<uint64_t>(thread) * 64, 4096};
+      ASSERT_TRUE(
+          rig.replication->Replicate(rig.target(), {&extent, 1}, source, WaitLevel::kDurable, nullptr).ok());
+    }
+  });
   rig.Fill(99);
   ASSERT_TRUE(rig.Replicate({{0, 4096 + 8 * 64}}).ok());
   EXPECT_EQ(rig.replicas[0]->Image(kFile), Bytes(4096 + 8 * 64, 99));

@@ -16,6 +16,7 @@
 #include "replication/order_page.h"
 #include "replication/reply_reader.h"
 #include "replication/spin_budget.h"
+#include "tests/unit/replication/run_threads.h"
 
 namespace pmirror {
 namespace {
@@ -58,20 +59,14 @@ TEST(StagingPool, ATakerSleepsUntilABufferComesBack) {
 
 TEST(StagingPool, ManyThreadsNeverHoldTheSameBuffer) {
   const auto pool = std::move(StagingPool::Create(kPageSize).value());
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < 16; ++thread) {
-    threads.emplace_back([&, thread] {
-      for (int i = 0; i < 500; ++i) {
-        auto buffer = pool->Take(Deadline::After(seconds(60)));
-        ASSERT_TRUE(buffer.ok());
-        std::memset(buffer.value().bytes().data(), thread, 64);
-        ASSERT_EQ(buffer.value().bytes()[63], static_cast<std::byte>(thread));
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+  RunThreads(16, [&](int thread) {
+    for (int i = 0; i < 500; ++i) {
+      auto buffer = pool->Take(Deadline::After(seconds(60)));
+      ASSERT_TRUE(buffer.ok());
+      std::memset(buffer.value().bytes().data(), thread, 64);
+      ASSERT_EQ(buffer.value().bytes()[63], static_cast<std::byte>(thread));
+    }
+  });
 }
 
 TEST(StagingPool, Trap6_AChildOfAForkHasAllBuffersAgain) {

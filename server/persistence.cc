@@ -3,6 +3,7 @@
 #include "server/persistence.h"
 
 #include <libpmem.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,9 +16,28 @@ namespace {
 // One system call for the whole file system is cheaper than this many for files.
 constexpr size_t kFilesForOneSyncfs = 64;
 
+constexpr size_t kWord = 8;
+
+// Bytes before the first whole aligned word of [offset, offset + length), and in whole words behind them.
+struct Words {
+  Words(uint64_t offset, size_t length)
+      : head(std::min<size_t>(-offset % kWord, length)), whole((length - head) / kWord * kWord) {}
+  size_t head;
+  size_t whole;
+};
+
+// The kernel copies each element of the vector by itself. A copy that begins in the middle of a word was
+// measured to tear the words behind it for somebody who reads at the same time (promise P2), as writeback may
+// do.
 int WriteAll(int fd, const std::byte* from, size_t length, uint64_t offset) {
   while (length > 0) {
-    const ssize_t written = ::pwrite(fd, from, length, static_cast<off_t>(offset));
+    const Words words(offset, length);
+    auto* const base = const_cast<std::byte*>(from);
+    const iovec parts[3] = {{base, words.head},
+                            {base + words.head, words.whole},
+                            {base + words.head + words.whole, length - words.head - words.whole}};
+    const ssize_t written = words.whole == length ? ::pwrite(fd, from, length, static_cast<off_t>(offset))
+                                                  : ::pwritev(fd, parts, 3, static_cast<off_t>(offset));
     if (written < 0 && errno == EINTR) {
       continue;
     }
@@ -170,14 +190,14 @@ class PmemDomain : public FileDomain {
   // Words that lie inside the range are stored whole (promise P2): libpmem gets only aligned words, because
   // its moves for odd lengths overlap and could store half a word first.
   static void Store(std::byte* to, const std::byte* from, size_t length) {
-    const size_t to_word = -reinterpret_cast<uintptr_t>(to) % 8;
-    const size_t head = std::min(to_word, length);
-    const size_t words = (length - head) / 8 * 8;
-    CopyPartOfWord(to, from, head);
-    if (words != 0) {
-      ::pmem_memcpy(to + head, from + head, words, PMEM_F_MEM_NONTEMPORAL | PMEM_F_MEM_NODRAIN);
+    const Words words(reinterpret_cast<uintptr_t>(to), length);
+    CopyPartOfWord(to, from, words.head);
+    if (words.whole != 0) {
+      ::pmem_memcpy(to + words.head, from + words.head, words.whole,
+                    PMEM_F_MEM_NONTEMPORAL | PMEM_F_MEM_NODRAIN);
     }
-    CopyPartOfWord(to + head + words, from + head + words, length - head - words);
+    const size_t done = words.head + words.whole;
+    CopyPartOfWord(to + done, from + done, length - done);
   }
 
   static void CopyPartOfWord(std::byte* to, const std::byte* from, size_t length) {

@@ -8,6 +8,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "replication/crc32c.h"
@@ -24,10 +25,10 @@ std::vector<std::byte> EncodeFrame(FrameHeader header, std::span<const WireRange
   header.header_crc = HeaderCrc(header, ranges, {});
   std::vector<std::byte> frame(FrameBytes(header));
   std::memcpy(frame.data(), &header, sizeof header);
-  std::memcpy(frame.data() + sizeof header, ranges.data(), ranges.size_bytes());
-  if (!payload.empty()) {
-    std::memcpy(frame.data() + sizeof header + ranges.size_bytes(), payload.data(), payload.size());
-  }
+  const auto table = std::as_bytes(ranges);
+  std::copy(table.begin(), table.end(), frame.begin() + sizeof header);
+  std::copy(payload.begin(), payload.end(),
+            frame.begin() + static_cast<ptrdiff_t>(sizeof header + table.size()));
   return frame;
 }
 

@@ -3,8 +3,12 @@
 // (replication/persistence.h names the domains).
 //
 // Contract, the same for all (tests/unit/server/persistence_contract_test.cc):
-//   - Write() stores the pieces; aligned 8-byte words inside a piece are never torn; readers of the file see
-//   the bytes when it returns.
+//   - Write() stores the pieces; readers of the file see the bytes when it returns. In the pmem domain
+//   aligned
+//     8-byte words inside a piece are never torn. Elsewhere the kernel copies: not torn either, except that
+//     an interrupt or a page fault in the middle of its copy was measured to tear a word for a moment, which
+//     only a power cut during the writeback of that very page can catch. A journal in front of the file
+//     closes that.
 //   - After Persist(files, ...) has returned 0, what was written to `files` before the call survives whatever
 //   the domain is declared to
 //     survive, sizes included; with `tree` also every namespace operation of which TreeChanged() was told

@@ -29,8 +29,10 @@ Error DaemonLink::OpenMain(const char* path, int ticket_table, int pagemap, Answ
   PMIRROR_RETURN_IF_ERROR(Connect(main_));
   Prepare(main_, RequestKind::kHello).main = 1;
   const int descriptors[] = {ticket_table, pagemap};
-  return Transact(main_, std::span(descriptors).first(pagemap >= 0 ? 2 : 1), Deadline::After(kShortWait),
-                  answer);
+  PMIRROR_RETURN_IF_ERROR(Transact(main_, std::span(descriptors).first(pagemap >= 0 ? 2 : 1),
+                                   Deadline::After(kShortWait), answer));
+  // One more while we still can: after setuid() or chroot() the socket may be out of reach.
+  return Connect(channels_[0]);
 }
 
 Error DaemonLink::Connect(Channel& channel) {
@@ -48,13 +50,17 @@ Error DaemonLink::Connect(Channel& channel) {
 }
 
 Error DaemonLink::Hello(Channel& channel, Deadline deadline) {
-  if (channel.handle.load(std::memory_order_relaxed) != 0) {
+  if (channel.greeted) {
     return Error::Ok();
   }
-  PMIRROR_RETURN_IF_ERROR(Connect(channel));
+  if (channel.handle.load(std::memory_order_relaxed) == 0) {
+    PMIRROR_RETURN_IF_ERROR(Connect(channel));
+  }
   Prepare(channel, RequestKind::kHello);
   Answer answer;
-  return Transact(channel, {}, deadline, answer);
+  const Error result = Transact(channel, {}, deadline, answer);
+  channel.greeted = result.ok();
+  return result;
 }
 
 Request& DaemonLink::Prepare(Channel& channel, RequestKind kind) {
@@ -64,6 +70,7 @@ Request& DaemonLink::Prepare(Channel& channel, RequestKind kind) {
 }
 
 void DaemonLink::Drop(Channel& channel) {
+  channel.greeted = false;
   own_descriptors().Close(channel.handle.exchange(0, std::memory_order_acq_rel));
 }
 
@@ -202,6 +209,7 @@ void DaemonLink::ResetInChild() {
   main_.handle.store(0, std::memory_order_relaxed);
   for (Channel& channel : channels_) {
     channel.handle.store(0, std::memory_order_relaxed);
+    channel.greeted = false;
     channel.busy.store(false, std::memory_order_relaxed);
   }
 }

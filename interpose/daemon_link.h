@@ -91,6 +91,7 @@ class DaemonLink {
   struct Channel {
     std::atomic<bool> busy{false};
     std::atomic<OwnDescriptors::Handle> handle{0};
+    bool greeted = false;  // hello was said on it
     local::Request request;
     local::Reply reply;
   };
@@ -98,7 +99,7 @@ class DaemonLink {
 
   Error OpenMain(const char* path, int ticket_table, int pagemap, Answer& answer);
   Error Connect(Channel& channel);
-  Error Hello(Channel& channel, Deadline deadline);
+  Error Hello(Channel& channel, Deadline deadline);  // connects first when it has to
   local::Request& Prepare(Channel& channel, local::RequestKind kind);
   Error Transact(Channel& channel, std::span<const int> descriptors, Deadline deadline, Answer& answer);
   Error Send(Channel& channel, std::span<const int> descriptors);

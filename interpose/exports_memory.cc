@@ -21,6 +21,22 @@ namespace {
 constexpr uintptr_t PageUp(uintptr_t value) { return (value + kPageSize - 1) & ~uintptr_t{kPageSize - 1}; }
 uintptr_t Number(const void* address) { return reinterpret_cast<uintptr_t>(address); }
 
+// errno as the system calls leave it: untouched by success.
+class ErrnoOfFailure {
+ public:
+  int operator()(int result) const {
+    errno = result == 0 ? saved_ : errno;
+    return result;
+  }
+  void* operator()(void* result) const {
+    errno = result != MAP_FAILED ? saved_ : errno;
+    return result;
+  }
+
+ private:
+  int saved_ = errno;
+};
+
 // The runtime, when [address, address + length) touches a replicated mapping; else null.
 Runtime* Concerned(uintptr_t address, size_t length) {
   Runtime* runtime = Runtime::Get();
@@ -40,11 +56,11 @@ void* Map(void* hint, size_t length, int protection, int flags, int fd, off_t of
   if ((flags & MAP_ANONYMOUS) == 0) {
     uint64_t inode = 0;
     if (Volume* volume = runtime->VolumeOfDescriptor(fd, inode); volume != nullptr) {
-      return MapFile(*runtime, *volume, hint, length, protection, flags, fd, offset);
+      return ErrnoOfFailure()(MapFile(*runtime, *volume, hint, length, protection, flags, fd, offset));
     }
   }
   if ((flags & MAP_FIXED) != 0 && Concerned(Number(hint), length) != nullptr) {
-    return MapOver(*runtime, hint, length, protection, flags, fd, offset);
+    return ErrnoOfFailure()(MapOver(*runtime, hint, length, protection, flags, fd, offset));
   }
   return kernel::Mmap(hint, length, protection, flags, fd, offset);
 }
@@ -149,7 +165,7 @@ void* mmap64(void* hint, size_t length, int protection, int flags, int fd, off64
 
 int munmap(void* address, size_t length) noexcept {
   Runtime* runtime = Concerned(Number(address), length);
-  return runtime != nullptr ? UnmapRange(*runtime, Number(address), length)
+  return runtime != nullptr ? ErrnoOfFailure()(UnmapRange(*runtime, Number(address), length))
                             : kernel::Munmap(Number(address), length);
 }
 
@@ -163,20 +179,21 @@ void* mremap(void* old, size_t old_size, size_t new_size, int flags, ...) noexce
   if (runtime == nullptr && target != nullptr) {
     runtime = Concerned(Number(target), new_size);
   }
-  return runtime != nullptr ? RemapRange(*runtime, Number(old), old_size, new_size, flags, target)
-                            : kernel::Mremap(old, old_size, new_size, flags, target);
+  return runtime != nullptr
+             ? ErrnoOfFailure()(RemapRange(*runtime, Number(old), old_size, new_size, flags, target))
+             : kernel::Mremap(old, old_size, new_size, flags, target);
 }
 
 int mprotect(void* address, size_t length, int protection) noexcept {
   Runtime* runtime = Concerned(Number(address), length);
-  return runtime != nullptr ? Protect(*runtime, Number(address), length, protection, -1)
+  return runtime != nullptr ? ErrnoOfFailure()(Protect(*runtime, Number(address), length, protection, -1))
                             : kernel::Mprotect(Number(address), length, protection);
 }
 
 int pkey_mprotect(void* address, size_t length, int protection, int key) noexcept {
   Runtime* runtime = Concerned(Number(address), length);
   if (runtime != nullptr) {
-    return Protect(*runtime, Number(address), length, protection, key);
+    return ErrnoOfFailure()(Protect(*runtime, Number(address), length, protection, key));
   }
   return key == -1 ? kernel::Mprotect(Number(address), length, protection)
                    : static_cast<int>(::syscall(SYS_pkey_mprotect, address, length, protection, key));
@@ -184,7 +201,7 @@ int pkey_mprotect(void* address, size_t length, int protection, int key) noexcep
 
 int madvise(void* address, size_t length, int advice) noexcept {
   Runtime* runtime = Concerned(Number(address), length);
-  return runtime != nullptr ? Advise(*runtime, Number(address), length, advice)
+  return runtime != nullptr ? ErrnoOfFailure()(Advise(*runtime, Number(address), length, advice))
                             : kernel::Madvise(Number(address), length, advice);
 }
 

@@ -134,9 +134,16 @@ int execle(const char* path, const char* first, ...) noexcept {
 }
 
 pid_t _Fork() noexcept {
+  Runtime* runtime = Runtime::Get();
+  if (runtime == nullptr) {
+    return Next(Call::k__Fork, &::_Fork)();
+  }
+  runtime->BeforeFork();
   const pid_t child = Next(Call::k__Fork, &::_Fork)();
   if (child == 0) {
     static_cast<void>(Runtime::Get());  // it notices
+  } else {
+    runtime->AfterForkInParent();
   }
   return child;
 }

@@ -81,7 +81,7 @@ class OwnDescriptors {
   std::atomic<int> below_{0};  // kMaxNumbers minus the lowest number ever ours
   std::atomic<int> above_{0};  // the highest number ever ours, plus 1
   std::array<std::atomic<Handle>, kOwnKinds> single_{};
-  std::array<std::atomic<int>, kMaxHandles> numbers_{};  // by handle - 1: number + 1, 0: free
+  std::array<std::atomic<int>, kMaxHandles> numbers_{};             // by handle - 1: number + 1, 0: free
   std::array<std::atomic<uint64_t>, kMaxTags> session_identity_{};  // of the latest connection
   std::array<Entry, kMaxNumbers> entries_{};
 };

@@ -23,6 +23,9 @@ int __cxa_at_quick_exit(void (*function)(void*), void* library) noexcept;
 namespace pmirror::interpose {
 namespace {
 
+// Marks a saved mask as set: the bit of SIGKILL, which nobody can block.
+constexpr KernelSignalMask kForkAnnounced = KernelSignalMask{1} << (SIGKILL - 1);
+
 constexpr uintptr_t kEverywhere = ~uintptr_t{0};
 
 KernelSignalMask BlockEverySignal() {
@@ -74,11 +77,12 @@ __attribute__((constructor(101))) void Construct() {
 void Runtime::BeforeFork() {
   const KernelSignalMask mask = BlockEverySignal();
   map_lock_.Lock();
-  fork_mask_ = mask;
+  fork_mask_ = mask | kForkAnnounced;
 }
 
 void Runtime::AfterForkInParent() {
   const KernelSignalMask mask = fork_mask_;
+  fork_mask_ = 0;
   map_lock_.Unlock();
   RestoreSignals(mask);
 }
@@ -88,6 +92,7 @@ void Runtime::AfterForkInParent() {
 // handlers may not have run yet.
 void Runtime::StartInChild() {
   const bool announced_fork = fork_mask_ != 0;
+  const int saved_errno = errno;
   alive_->store(1, std::memory_order_relaxed);
   maps_.ResetInChild();
   for (uint32_t i = 0; i < volume_count_; ++i) {
@@ -107,12 +112,13 @@ void Runtime::StartInChild() {
         .Field("errno", static_cast<uint64_t>(announced.code));
   }
   RestoreFilesInChild();
-  RestoreMappingsInChild();
+  RestoreMappingsInChild(/*may_have_stored=*/!announced_fork);
   if (announced_fork) {
     const KernelSignalMask mask = fork_mask_;
     fork_mask_ = 0;
     RestoreSignals(mask);
   }
+  errno = saved_errno;
 }
 
 void Runtime::RestoreFilesInChild() {
@@ -143,7 +149,8 @@ void Runtime::RestoreFilesInChild() {
   }
 }
 
-void Runtime::RestoreMappingsInChild() {
+// `may_have_stored`: the child ran for a while before we noticed it, untracked.
+void Runtime::RestoreMappingsInChild(bool may_have_stored) {
   Mapping mapping;
   for (uintptr_t at = 0; maps_.Next(at, mapping); at = mapping.end()) {
     FileEntry& entry = files_.at(mapping.file);
@@ -160,6 +167,10 @@ void Runtime::RestoreMappingsInChild() {
       LogLine(LogLevel::kError).Text("a forked child could not announce a mapping: ").Text(told.doing);
     }
     maps_.Insert(mapping);
+    constexpr uint32_t kStores = kMapShared | kMapStored;
+    if (may_have_stored && (mapping.flags & kStores) == kStores) {
+      tickets_.MarkRedo(entry.volume.load(std::memory_order_relaxed), entry.file_id(), mapping.extent());
+    }
   }
   for (uint32_t i = 0; i < files_.limit(); ++i) {
     if (files_.at(i).id.load(std::memory_order_relaxed) != 0) {

@@ -75,7 +75,7 @@ class Runtime {
   Error MakeTicketTable(UniqueFd& memory);
   Error MakeAlivePage();
   void OpenTracker();
-  void RestoreMappingsInChild();
+  void RestoreMappingsInChild(bool may_have_stored);
   void RestoreFilesInChild();
   bool FindSocket();
 

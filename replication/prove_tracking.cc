@@ -180,6 +180,9 @@ bool Prove(int directory_fd, Tracking mode, Deadline deadline) {
 
 Tracking ProveFileSystem(int directory_fd, Deadline deadline) {
   for (Tracking mode : {Tracking::kWritten, Tracking::kWrittenPresent}) {
+    if (deadline.Expired()) {
+      break;
+    }
     // Each attempt gets its share of the time that is left, so that a hang of the first does not take the
     // second's.
     const Deadline share = mode == Tracking::kWritten ? Deadline::After(deadline.Remaining() / 2) : deadline;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See flush.h.
+// The list of a thread, its drain, and local durability of what was flushed; see flush.h.
 #include "interpose/flush.h"
 
 #include <sys/mman.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See volume.h.
+// Sessions through the daemon, and what is told to it of waits; see volume.h.
 #include "interpose/volume.h"
 
 #include <algorithm>

@@ -7,7 +7,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "guest.h"
+#include "tests/unit/interpose/guest/guest.h"
 
 static char* synced_map(const char* file) {
   char* map = map_file(file, NULL);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* guest COMMAND FILE: see guest.h. */
 #define _GNU_SOURCE
-#include "guest.h"
+#include "tests/unit/interpose/guest/guest.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+void store_text(char* to, const char* text) { memcpy(to, text, strlen(text) + 1); }
 
 int open_file(const char* path) {
   int fd = open(path, O_RDWR | O_CLOEXEC);

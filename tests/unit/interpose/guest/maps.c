@@ -6,13 +6,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "guest.h"
+#include "tests/unit/interpose/guest/guest.h"
 
 static void store_and_msync(const char* file) {
   size_t length;
   char* map = map_file(file, &length);
   errno = 7;
-  strcpy(map + 3 * PAGE + 100, "hello");
+  store_text(map + 3 * PAGE + 100, "hello");
   CHECK(msync(map, length, MS_SYNC) == 0);
   CHECK(errno == 7);
   _Exit(0); /* nothing is left to hand over */
@@ -22,11 +22,11 @@ static void store_and_fsync(const char* file) {
   int fd = open_file(file);
   char* map = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   CHECK(map != MAP_FAILED);
-  strcpy(map + PAGE, "fsync");
+  store_text(map + PAGE, "fsync");
   CHECK(fsync(fd) == 0);
-  strcpy(map + 2 * PAGE, "fdatasync");
+  store_text(map + 2 * PAGE, "fdatasync");
   CHECK(fdatasync(fd) == 0);
-  strcpy(map + 3 * PAGE, "sync_file_range");
+  store_text(map + 3 * PAGE, "sync_file_range");
   CHECK(sync_file_range(fd, 3 * PAGE, PAGE, SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER) == 0);
 }
 
@@ -34,9 +34,9 @@ static void store_and_syncfs(const char* file) {
   int fd = open_file(file);
   char* map = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   CHECK(map != MAP_FAILED);
-  strcpy(map, "syncfs");
+  store_text(map, "syncfs");
   CHECK(syncfs(fd) == 0);
-  strcpy(map + PAGE, "sync");
+  store_text(map + PAGE, "sync");
   sync();
 }
 
@@ -44,7 +44,7 @@ static void through_another_mapping(const char* file) {
   size_t length;
   char* one = map_file(file, &length);
   char* other = map_file(file, NULL);
-  strcpy(one + PAGE, "stored through one");
+  store_text(one + PAGE, "stored through one");
   CHECK(msync(other, length, MS_SYNC) == 0);
   CHECK(strcmp(other + PAGE, "stored through one") == 0);
 }
@@ -100,8 +100,8 @@ static void fixed_and_hints(const char* file) {
   CHECK(munmap(room + 8 * PAGE, PAGE) == 0);
   char* hinted = mmap(room + 8 * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   CHECK(hinted == room + 8 * PAGE);
-  strcpy(fixed + PAGE, "at offset three pages");
-  strcpy(hinted, "at offset zero");
+  store_text(fixed + PAGE, "at offset three pages");
+  store_text(hinted, "at offset zero");
   CHECK(msync(fixed, 2 * PAGE, MS_SYNC) == 0);
   CHECK(msync(hinted, PAGE, MS_SYNC) == 0);
 }
@@ -163,7 +163,7 @@ static void many_dirty_pages(const char* file) {
 static void failing_msync(const char* file) {
   size_t length;
   char* map = map_file(file, &length);
-  strcpy(map + PAGE, "kept dirty");
+  store_text(map + PAGE, "kept dirty");
   CHECK(msync(map, length, MS_SYNC) == -1 && errno == EIO);
   tell("failed");
   wait_for_test();
@@ -176,7 +176,7 @@ static void tell_after_mmap(const char* file) {
   char* map = map_file(file, &length);
   tell("mapped");
   wait_for_test();
-  strcpy(map, "others");
+  store_text(map, "others");
   CHECK(msync(map, length, MS_SYNC) == 0);
 }
 

@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "guest.h"
+#include "tests/unit/interpose/guest/guest.h"
 
 extern void* __libc_malloc(size_t);
 extern void* __libc_calloc(size_t, size_t);

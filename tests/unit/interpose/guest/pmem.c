@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "guest.h"
+#include "tests/unit/interpose/guest/guest.h"
 
 static char* map_pmem(const char* file) {
   size_t length;
@@ -21,7 +21,7 @@ static char* map_pmem(const char* file) {
 
 static void persist_one(const char* file) {
   char* map = map_pmem(file);
-  strcpy(map + PAGE + 13, "persisted");
+  store_text(map + PAGE + 13, "persisted");
   pmem_persist(map + PAGE + 13, 10);
   tell("persisted");
   wait_for_test();
@@ -93,9 +93,9 @@ static void pmem2(const char* file) {
   CHECK(pmem2_map_new(&map, config, source) == 0);
   CHECK(pmem2_map_get_store_granularity(map) == PMEM2_GRANULARITY_CACHE_LINE);
   char* address = pmem2_map_get_address(map);
-  strcpy(address, "persist");
+  store_text(address, "persist");
   pmem2_get_persist_fn(map)(address, 8);
-  strcpy(address + PAGE, "flush and drain");
+  store_text(address + PAGE, "flush and drain");
   pmem2_get_flush_fn(map)(address + PAGE, 16);
   pmem2_get_drain_fn(map)();
   pmem2_get_memcpy_fn(map)(address + 2 * PAGE, "memcpy", 6, 0);

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "guest.h"
+#include "tests/unit/interpose/guest/guest.h"
 
 static void reap(pid_t child) {
   int status;
@@ -20,7 +20,7 @@ static void reap(pid_t child) {
 }
 
 static void child_stores(char* map) {
-  strcpy(map + 2 * PAGE, "by the child");
+  store_text(map + 2 * PAGE, "by the child");
   CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
   _exit(0);
 }
@@ -29,7 +29,7 @@ static void child_stores(char* map) {
 static void fork_and_sync(const char* file, pid_t (*make)(void)) {
   char* map = map_file(file, NULL);
   CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
-  strcpy(map + PAGE, "by the parent");
+  store_text(map + PAGE, "by the parent");
   errno = 7;
   pid_t child = make();
   CHECK(errno == 7);
@@ -51,10 +51,10 @@ static void grandchild(const char* file) {
   char* map = map_file(file, NULL);
   pid_t child = fork();
   if (child == 0) {
-    strcpy(map, "child");
+    store_text(map, "child");
     pid_t grand = fork();
     if (grand == 0) {
-      strcpy(map + PAGE, "grandchild");
+      store_text(map + PAGE, "grandchild");
       CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
       _exit(0);
     }
@@ -70,7 +70,7 @@ static void child_maps_itself(const char* file) {
   if (child == 0) {
     size_t length;
     char* map = map_file(file, &length);
-    strcpy(map, "first mapping of a child");
+    store_text(map, "first mapping of a child");
     CHECK(msync(map, length, MS_SYNC) == 0);
     exit(0);
   }
@@ -92,13 +92,13 @@ static void dont_fork(const char* file) {
     _exit(0);
   }
   reap(child);
-  strcpy(map, "parent");
+  store_text(map, "parent");
   CHECK(msync(map, PAGE, MS_SYNC) == 0);
 }
 
 static void spawn_things(const char* file) {
   char* map = map_file(file, NULL);
-  strcpy(map, "before");
+  store_text(map, "before");
   char* arguments[] = {"true", NULL};
   pid_t child;
   CHECK(posix_spawnp(&child, "true", NULL, NULL, arguments, environ) == 0);
@@ -119,32 +119,32 @@ static void spawn_things(const char* file) {
     _exit(0);
   }
   reap(child);
-  strcpy(map + PAGE, "after");
+  store_text(map + PAGE, "after");
   CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
   _exit(0);
 }
 
 static void exec_hands_over(const char* file) {
   char* map = map_file(file, NULL);
-  strcpy(map + 4 * PAGE, "dirty at exec");
+  store_text(map + 4 * PAGE, "dirty at exec");
   CHECK(execl("/nonexistent", "x", (char*)NULL) == -1 && errno == ENOENT);
   tell("failed");
   wait_for_test();
-  strcpy(map + 5 * PAGE, "still here");
+  store_text(map + 5 * PAGE, "still here");
   CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
-  strcpy(map + 6 * PAGE, "dirty at the second exec");
+  store_text(map + 6 * PAGE, "dirty at the second exec");
   char* environment[] = {"A=b", NULL};
   execle("/bin/sh", "sh", "-c", "test \"$A\" = b && test \"$0\" = zero", "zero", (char*)NULL, environment);
 }
 
 static void dirty_at_exit(const char* file) {
   char* map = map_file(file, NULL);
-  strcpy(map + PAGE, "exit");
+  store_text(map + PAGE, "exit");
   exit(0);
 }
 
 static char* late_map;
-static void store_late(void) { strcpy(late_map + 2 * PAGE, "in a handler"); }
+static void store_late(void) { store_text(late_map + 2 * PAGE, "in a handler"); }
 static void dirty_in_exit_handler(const char* file) {
   late_map = map_file(file, NULL);
   CHECK(atexit(store_late) == 0);
@@ -153,13 +153,13 @@ static void dirty_in_exit_handler(const char* file) {
 
 static void dirty_at_underscore_exit(const char* file) {
   char* map = map_file(file, NULL);
-  strcpy(map + 3 * PAGE, "_exit");
+  store_text(map + 3 * PAGE, "_exit");
   _exit(0);
 }
 
 static void dirty_at_quick_exit(const char* file) {
   char* map = map_file(file, NULL);
-  strcpy(map + 4 * PAGE, "quick_exit");
+  store_text(map + 4 * PAGE, "quick_exit");
   quick_exit(0);
 }
 

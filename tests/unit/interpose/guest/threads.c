@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "guest.h"
+#include "tests/unit/interpose/guest/guest.h"
 
 #define THREADS 8
 #define ROUNDS 200

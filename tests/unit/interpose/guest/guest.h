@@ -29,6 +29,9 @@ struct command {
 extern const struct command map_commands[], remap_commands[], process_commands[], descriptor_commands[],
     signal_commands[], thread_commands[], pmem_commands[], memory_commands[];
 
+/* Stores a text with its NUL. */
+void store_text(char* to, const char* text);
+
 int open_file(const char* path);
 /* Maps the whole file, shared, for reading and writing. */
 char* map_file(const char* path, size_t* length);

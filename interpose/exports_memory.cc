@@ -72,6 +72,10 @@ int Protect(Runtime& runtime, uintptr_t address, size_t length, int protection, 
   const bool readable = (protection & PROT_READ) != 0;
   if (writable) {  // before a store is possible
     runtime.maps().SetFlags(address, past, kMapStored, 0);
+    Mapping mapping;
+    for (uintptr_t at = address; runtime.maps().FirstOverlap(at, past, mapping); at = mapping.end()) {
+      runtime.files().at(mapping.file).store_maps.store(1, std::memory_order_release);
+    }
   }
   if (!readable) {  // before a load of ours would fault
     runtime.maps().SetFlags(address, past, 0, kMapReadable);
@@ -96,17 +100,12 @@ void PrepareForRemoval(Runtime& runtime, const Mapping& part, bool data_changes)
   if ((part.flags & kMapShared) == 0) {
     return;
   }
-  if (data_changes) {  // the hole is a change like a store of zeros
+  const bool goes_blind = part.tracking == static_cast<uint32_t>(Tracking::kWrittenPresent);
+  if (data_changes || goes_blind) {  // a hole is a change like a store of zeros
     runtime.tickets().MarkRedo(volume, entry.file_id(), part.extent());
   }
-  if (part.tracking != static_cast<uint32_t>(Tracking::kWrittenPresent)) {
+  if (!goes_blind) {
     return;
-  }
-  std::array<Extent, 16> room;
-  ExtentList dirty(room);
-  ScanMapping(part, -1, dirty);
-  for (const Extent& extent : dirty.extents()) {
-    runtime.tickets().MarkRedo(volume, entry.file_id(), extent);
   }
   const Error lifted =
       WriteTracker::Unprotect(own_descriptors().Single(OwnKind::kUserfault), part.address, part.length);
@@ -140,6 +139,11 @@ int Advise(Runtime& runtime, uintptr_t address, size_t length, int advice) {
     }
   }
   const int result = kernel::Madvise(address, length, advice);
+  for (uintptr_t at = address; advice == MADV_REMOVE && runtime.maps().FirstOverlap(at, past, mapping);
+       at = mapping.end()) {
+    PrepareForRemoval(runtime, mapping.Clip(address, past),
+                      true);  // again: a sync may have carried the old bytes
+  }
   if (result == 0 && (advice == MADV_DONTFORK || advice == MADV_DOFORK)) {
     runtime.maps().SetFlags(address, past, advice == MADV_DONTFORK ? kMapDontFork : 0,
                             advice == MADV_DOFORK ? kMapDontFork : 0);

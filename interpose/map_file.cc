@@ -203,7 +203,8 @@ Error AddMapping(Runtime& runtime, const Mapping& mapping) {
   if (entry.mapped_bytes.fetch_add(mapping.length, std::memory_order_relaxed) == 0) {
     entry.pins.fetch_add(1, std::memory_order_acq_rel);
   }
-  if ((mapping.flags & kMapShared) != 0) {
+  constexpr uint32_t kStores = kMapShared | kMapStored;
+  if ((mapping.flags & kStores) == kStores) {
     entry.store_maps.store(1, std::memory_order_release);
   }
   return Error::Ok();

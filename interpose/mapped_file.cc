@@ -63,7 +63,19 @@ void AddData(Extent extent, int backing_fd, ExtentList& extents) {
 
 }  // namespace
 
-void ScanMapping(const Mapping& mapping, int backing_fd, ExtentList& extents) {
+void ScanMapping(const Mapping& whole, int backing_fd, ExtentList& extents) {
+  // Not beyond the end of the file: nothing can be stored there, and protecting it would cost page tables
+  // without end.
+  Mapping mapping = whole;
+  struct stat status;
+  if (backing_fd >= 0 && ::fstat(backing_fd, &status) == 0) {
+    const auto size = static_cast<uint64_t>(status.st_size);
+    if (size <= whole.offset) {
+      return;
+    }
+    const uint64_t pages = (size - whole.offset + kPageSize - 1) & ~uint64_t{kPageSize - 1};
+    mapping.length = std::min<uint64_t>(whole.length, pages);
+  }
   const auto tracking = static_cast<Tracking>(mapping.tracking);
   Error scanned{ENOTSUP, "scan"};
   if (tracking != Tracking::kNone) {

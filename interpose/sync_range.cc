@@ -15,9 +15,6 @@ Error SyncRange(TicketLog& tickets, const SyncRequest& request, SyncedFile& file
 
   file.ScanAndProtect(request.range, extents);
   tickets.Look(own, request.range, request.nested, extents, others);
-  // Asked after the scan: a capture of the daemon that took our pages before raised its flag before that.
-  const bool ask_others = file.OthersMayBeDirty();
-
   // Clipped here and not in the ticket: if the file grows back, the ticket still names all that may be old on
   // the replica.
   extents.ClipToSize(file.Size());
@@ -31,7 +28,9 @@ Error SyncRange(TicketLog& tickets, const SyncRequest& request, SyncedFile& file
   if (const Error waited = tickets.Await(others, file.WaitDeadline()); result.ok()) {
     result = waited;
   }
-  if (result.ok() && ask_others) {
+  // Asked after the scan, because a capture of the daemon that took our pages raised its flag before; and
+  // after the wait, because a thread that unmapped has given its dirty ranges to the daemon meanwhile.
+  if (result.ok() && file.OthersMayBeDirty()) {
     result = file.SyncOthers(request.range);
   }
   if (result.ok()) {

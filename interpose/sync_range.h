@@ -25,7 +25,8 @@ class SyncedFile {
   // Captures the extents and returns when every in-sync replica has them durably; runs `local` beside it. May
   // be asked with no extents: then only `local` remains to be done.
   virtual Error Capture(std::span<const Extent> extents, LocalPersist* local) = 0;
-  // Somebody else may hold dirty ranges of the file. Asked after the scan.
+  // Somebody else may hold dirty ranges of the file. Asked after the scan and after the wait for other
+  // threads.
   virtual bool OthersMayBeDirty() = 0;
   // Has them captured: durable on every in-sync replica when it returns success.
   virtual Error SyncOthers(Extent range) = 0;

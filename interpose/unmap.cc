@@ -75,7 +75,10 @@ void HandOverOne(Runtime& runtime, const Mapping& mapping, Leaving leaving) {
   const uint32_t volume = entry.volume.load(std::memory_order_relaxed);
   ExtentList extents{g_hand_over_room};
   TicketLog::Others redo;
+  Result<TicketLog::Held> ticket = Error{ENOENT, "open a ticket"};
   if ((mapping.flags & kStores) == kStores) {
+    // Until the daemon has them, what the scan takes is nobody's but ours: a ticket says so.
+    ticket = runtime.tickets().Open(volume, entry.file_id(), mapping.extent());
     if (leaving == Leaving::kUnmap && (mapping.flags & kMapWritable) != 0) {
       // A store by another thread between the last scan and the unmapping would be seen by nobody: from here
       // on it is refused, as it would be a moment later anyhow. (When this fails the window stays as small as
@@ -87,8 +90,10 @@ void HandOverOne(Runtime& runtime, const Mapping& mapping, Leaving leaving) {
     runtime.tickets().CollectRedo(volume, entry.file_id(), mapping.extent(), extents, redo);
   }
   const Error told = TellUnmappedInParts(runtime, mapping, extents.extents());
-  if (told.ok()) {
-    runtime.tickets().ClearRedo(redo);
+  if (told.ok() || extents.empty()) {
+    if (ticket.ok()) {
+      runtime.tickets().Close(ticket.value(), redo);
+    }
     return;
   }
   LogLine(LogLevel::kError)
@@ -96,8 +101,10 @@ void HandOverOne(Runtime& runtime, const Mapping& mapping, Leaving leaving) {
       .Text(told.doing)
       .Field("errno", static_cast<uint64_t>(told.code))
       .Field("file", Raw(entry.file_id()));
-  for (const Extent& extent : extents.extents()) {
-    runtime.tickets().MarkRedo(volume, entry.file_id(), extent);
+  if (ticket.ok()) {
+    runtime.tickets().Fail(ticket.value(), redo);
+  } else {
+    runtime.tickets().Abandon();
   }
 }
 

@@ -103,6 +103,11 @@ TEST_F(PreloadMaps, GigabyteOfHolesSendsOnePage) {
   EXPECT_EQ(payload, kPage);
 }
 
+TEST_F(PreloadMaps, AddressSpaceBeyondTheFileCostsNothing) {
+  Run("terabyte_of_address_space");
+  ExpectEqualCopies();
+}
+
 TEST_F(PreloadMaps, PagesBeyondTheFormerEndAreSynced) {
   Run("grow_then_store");
   EXPECT_EQ(ReplicatedAt(50 * kPage, 1), "g");

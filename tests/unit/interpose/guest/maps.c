@@ -135,6 +135,23 @@ static void sparse_gigabyte(const char* file) {
   CHECK(status.st_blocks <= 8 * 2); /* no hole was filled */
 }
 
+static void terabyte_of_address_space(const char* file) {
+  int fd = open_file(file);
+  size_t length = 1ul << 40;
+  char* map = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  CHECK(map != MAP_FAILED);
+  map[PAGE] = 't';
+  CHECK(msync(map, length, MS_SYNC) == 0);
+  map[2 * PAGE] = 't';
+  CHECK(fsync(fd) == 0);
+  FILE* status = fopen("/proc/self/status", "r");
+  char line[256];
+  unsigned long page_tables = 0;
+  while (fgets(line, sizeof line, status) != NULL) sscanf(line, "VmPTE: %lu kB", &page_tables);
+  CHECK(fclose(status) == 0 && page_tables > 0 && page_tables < 4096);
+  CHECK(munmap(map, length) == 0);
+}
+
 static void grow_then_store(const char* file) {
   int fd = open_file(file);
   char* map = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0); /* more than the file has */
@@ -204,6 +221,7 @@ const struct command map_commands[] = {{"store_and_msync", store_and_msync},
                                        {"populate", populate},
                                        {"map_sync", map_sync},
                                        {"sparse_gigabyte", sparse_gigabyte},
+                                       {"terabyte_of_address_space", terabyte_of_address_space},
                                        {"grow_then_store", grow_then_store},
                                        {"read_into_mapping", read_into_mapping},
                                        {"many_dirty_pages", many_dirty_pages},

@@ -41,6 +41,7 @@ class Connector {
   // interrupts the call and syncs may enter it again. The socket's TCP_USER_TIMEOUT is the connector's choice
   // (how long a silent path may cost before the next one is tried; see kDefaultPathTimeout). Errors:
   // ETIMEDOUT (not before the deadline), ESHUTDOWN (the replica left the in-sync set, or we are fenced),
+  // ESTALE (the replica follows a newer primary: a sync fails at once),
   // others as connect(2).
   virtual Result<Connection> Connect(SessionId session, Sequence next_sequence, Deadline deadline) = 0;
 };

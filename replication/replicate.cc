@@ -130,7 +130,8 @@ class Sync {
   bool sent_before_ = false;  // a frame of an earlier attempt may have arrived
   uint64_t furthest_ = 0;     // bytes that any attempt has got into the transport
   int retries_ = 0;
-  bool pause_ = false;  // another attempt at once would be in vain
+  bool superseded_ = false;  // a replica said so when we connected
+  bool pause_ = false;       // another attempt at once would be in vain
   milliseconds next_pause_ = kFirstPause;
 };
 
@@ -148,6 +149,9 @@ Error Sync::Converge() {
       return {EIO, "replicate: no answer from the replica within the deadline"};
     }
     const ReplicaMask reachable = Reachable(missing);
+    if (superseded_) {
+      return {ESTALE, "replicate: the replica follows a newer primary"};
+    }
     pause_ = reachable == 0;
     if (reachable != 0) {
       PMIRROR_RETURN_IF_ERROR(Try(set, reachable));
@@ -199,9 +203,10 @@ ReplicaMask Sync::Reachable(ReplicaMask missing) {
     return reachable;
   }
   ForEach(missing, [&](size_t replica) {
-    if (replica < sessions_.size() && sessions_[replica] != nullptr &&
-        sessions_[replica]->EnsureConnected(patience_.Within(kConnectSlice)).ok()) {
-      reachable |= Bit(replica);
+    if (replica < sessions_.size() && sessions_[replica] != nullptr) {
+      const Error error = sessions_[replica]->EnsureConnected(patience_.Within(kConnectSlice));
+      reachable |= error.ok() ? Bit(replica) : 0;
+      superseded_ |= error.code == ESTALE;
     }
   });
   return reachable;

@@ -35,6 +35,15 @@ void ReplyReader::MoveToFront() {
   begin_ = 0;
 }
 
+template <typename Body>
+ReplyReader::Next ReplyReader::DecodeBody(std::span<const std::byte> payload, Body& body, Next kind) {
+  if (payload.size() != sizeof body) {
+    return Next::kFault;
+  }
+  std::memcpy(&body, payload.data(), sizeof body);
+  return kind;
+}
+
 ReplyReader::Next ReplyReader::Decode(std::span<const std::byte> frame) {
   const auto extension = frame.subspan(sizeof(FrameHeader), header_.extension_length);
   const auto payload = frame.last(header_.payload_length);
@@ -46,17 +55,11 @@ ReplyReader::Next ReplyReader::Decode(std::span<const std::byte> frame) {
   }
   switch (FrameKind{header_.kind}) {
     case FrameKind::kAck:
-      if (payload.size() != sizeof ack_) {
-        return Next::kFault;
-      }
-      std::memcpy(&ack_, payload.data(), sizeof ack_);
-      return Next::kAck;
+      return DecodeBody(payload, ack_, Next::kAck);
     case FrameKind::kRefusal:
-      if (payload.size() != sizeof refusal_) {
-        return Next::kFault;
-      }
-      std::memcpy(&refusal_, payload.data(), sizeof refusal_);
-      return Next::kRefusal;
+      return DecodeBody(payload, refusal_, Next::kRefusal);
+    case FrameKind::kHelloAck:
+      return DecodeBody(payload, hello_ack_, Next::kHelloAck);
     case FrameKind::kHeartbeat:
       return Next::kOther;
     default:

@@ -16,11 +16,12 @@ namespace pmirror {
 class ReplyReader {
  public:
   enum class Next {
-    kNone,     // no whole frame here: receive more
-    kAck,      // ack() and header() are valid until the next call
-    kRefusal,  // refusal() and header() are
-    kOther,    // a frame that a sender may ignore (heartbeat)
-    kFault,    // magic, lengths, CRC or kind are wrong
+    kNone,      // no whole frame here: receive more
+    kAck,       // ack() and header() are valid until the next call
+    kRefusal,   // refusal() and header() are
+    kHelloAck,  // hello_ack() and header() are; the first frame of a connection only
+    kOther,     // a frame that a sender may ignore (heartbeat)
+    kFault,     // magic, lengths, CRC or kind are wrong
   };
 
   // Where to receive to; never empty when Take() has returned kNone.
@@ -33,6 +34,7 @@ class ReplyReader {
   const FrameHeader& header() const { return header_; }
   const AckBody& ack() const { return ack_; }
   const RefusalBody& refusal() const { return refusal_; }
+  const HelloAckBody& hello_ack() const { return hello_ack_; }
 
  private:
   static constexpr size_t kBufferBytes = 8192;
@@ -41,6 +43,8 @@ class ReplyReader {
 
   void MoveToFront();
   Next Decode(std::span<const std::byte> frame);
+  template <typename Body>
+  static Next DecodeBody(std::span<const std::byte> payload, Body& body, Next kind);
 
   std::array<std::byte, kBufferBytes> buffer_;
   size_t begin_ = 0;  // bytes [begin_, end_) of the buffer are received and not yet taken
@@ -48,6 +52,7 @@ class ReplyReader {
   FrameHeader header_{};
   AckBody ack_{};
   RefusalBody refusal_{};
+  HelloAckBody hello_ack_{};
 };
 
 }  // namespace pmirror

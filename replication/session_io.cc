@@ -147,6 +147,7 @@ bool DataSession::Impl::TakeReplies() {
       case ReplyReader::Next::kNone:
         return true;
       case ReplyReader::Next::kFault:
+      case ReplyReader::Next::kHelloAck:  // the connector has read the only one
         return false;
       case ReplyReader::Next::kOther:
         break;

@@ -26,7 +26,7 @@ enum class FrameKind : uint8_t {
   kHelloAck = 2,     // replica -> opener: payload HelloAckBody
   kDataImage = 3,    // sender -> replica: bytes of ranges of one file under one order number
   kNamespaceOp = 4,  // daemon -> replica: one change of the tree; payload namespace_op.h; header.order is its operation number
-  kBarrier = 5,      // sender -> replica: make durable all that was received in this session; no payload
+  kBarrier = 5,      // sender -> replica: make durable what this session sent, and all of `file` if named; no payload
   kAck = 6,          // replica -> sender: payload AckBody
   kRefusal = 7,      // replica -> sender: one frame was not applied; payload RefusalBody
   kHeartbeat = 8,    // daemon <-> replica: answered by an ack

@@ -4,15 +4,13 @@
 //
 // Contract, the same for all (tests/unit/server/persistence_contract_test.cc):
 //   - Write() stores the pieces; readers of the file see the bytes when it returns. In the pmem domain
-//   aligned
-//     8-byte words inside a piece are never torn. Elsewhere the kernel copies: not torn either, except that
-//     an interrupt or a page fault in the middle of its copy was measured to tear a word for a moment, which
-//     only a power cut during the writeback of that very page can catch. A journal in front of the file
-//     closes that.
+//     aligned 8-byte words inside a piece are never torn. Elsewhere the kernel copies: not torn either,
+//     except that an interrupt or a page fault in the middle of its copy was measured to tear a word for a
+//     moment, which only a power cut during the writeback of that very page can catch. A journal in front of
+//     the file closes that.
 //   - After Persist(files, ...) has returned 0, what was written to `files` before the call survives whatever
-//   the domain is declared to
-//     survive, sizes included; with `tree` also every namespace operation of which TreeChanged() was told
-//     before.
+//     the domain is declared to survive, sizes included; with `tree` also every namespace operation of which
+//     TreeChanged() was told before.
 //   - A failure of Persist is for ever: see GroupSync.
 // Thread-safe. Concurrent barriers share the work.
 #pragma once
@@ -34,8 +32,8 @@ class PersistenceDomain {
 
   virtual Domain kind() const = 0;
 
-  // Writes pieces of `payload`. Returns 0 or an errno.
-  // Requires: file.mutex is held, file.fd is open, the pieces have storage (DataApplier reserves it).
+  // Writes pieces of `payload`. Returns 0 or an errno. Requires: file.mutex is held, file.fd is open, the
+  // pieces have storage (DataApplier reserves it).
   virtual int Write(BackingFile& file, std::span<const ApplyPiece> pieces,
                     std::span<const std::byte> payload) = 0;
 

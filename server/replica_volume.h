@@ -8,11 +8,11 @@
 // ---
 // For maintainers. What survives a crash, and where it is:
 //   - generation, epoch, mount number, clean: the record in the state directory, durable before a session
-//   that depends on it is opened;
+//     that depends on it is opened;
 //   - the high-water mark of operations: the attribute kOperationXattr of `.pmirror` in the backing
-//   directory, written after each
-//     operation. It is in the same journal as the operation, so that after a crash only the operation right
-//     behind the mark can be done, half done or not done; NamespaceApplier completes it when it is replayed.
+//     directory, written after each operation. It is in the same journal as the operation, so that after a
+//     crash only the operation right behind the mark can be done, half done or not done; NamespaceApplier
+//     completes it when it is replayed.
 #pragma once
 
 #include <atomic>

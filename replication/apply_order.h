@@ -5,9 +5,10 @@
 // Plan() over the writing to Record().
 //
 // Invariants:
-//   I1  entries are sorted by offset, do not overlap, are not empty, and neighbours that touch differ in
-//       their number I2  no byte outside the entries was written with a number above `floor` I3  at most
-//       max_entries entries
+//   - I1: entries are sorted by offset, do not overlap, are not empty, and neighbours that touch differ in
+//     their number
+//   - I2: no byte outside the entries was written with a number above `floor`
+//   - I3: at most max_entries entries
 #pragma once
 
 #include <cstddef>

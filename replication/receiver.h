@@ -6,9 +6,9 @@
 // Not thread-safe: one connection at a time drives it.
 //
 // Invariants, checked after every event in debug builds:
-//   R1  durable <= received = the sequence before expected
-//   R2  acknowledged received <= received, acknowledged durable <= durable
-//   R3  bytes received on this connection <= the limit that was granted
+//   - R1: durable <= received = the sequence before expected
+//   - R2: acknowledged received <= received, acknowledged durable <= durable
+//   - R3: bytes received on this connection <= the limit that was granted
 #pragma once
 
 #include <cstdint>

@@ -57,11 +57,9 @@ int Refuse(int error) {
 }
 
 }  // namespace
-}  // namespace pmirror::interpose
 
-using namespace pmirror;
-using namespace pmirror::interpose;
-
+// The parameters' names in libc's headers are reserved ones.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 int close(int fd) {
@@ -111,3 +109,6 @@ int dup3(int from, int to, int flags) noexcept {
   return Next(Call::k_dup3, &::dup3)(from, to, flags);
 }
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
+
+}  // namespace pmirror::interpose

@@ -152,11 +152,9 @@ int Advise(Runtime& runtime, uintptr_t address, size_t length, int advice) {
 }
 
 }  // namespace
-}  // namespace pmirror::interpose
 
-using namespace pmirror;
-using namespace pmirror::interpose;
-
+// The parameters' names in libc's headers are reserved ones.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 void* mmap(void* hint, size_t length, int protection, int flags, int fd, off_t offset) noexcept {
@@ -234,3 +232,6 @@ int msync(void* address, size_t length, int flags) {
   return Next(Call::k_msync, &::msync)(address, length, flags);  // also a cancellation point
 }
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
+
+}  // namespace pmirror::interpose

@@ -66,11 +66,9 @@ auto Real(Call call, Function* function, Arguments... arguments) {
 }
 
 }  // namespace
-}  // namespace pmirror::interpose
 
-using namespace pmirror;
-using namespace pmirror::interpose;
-
+// The parameters' names in libc's headers are reserved ones.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 void pmem_persist(const void* address, size_t length) {
@@ -193,3 +191,6 @@ int pmem_has_auto_flush() {
   return Runtime::Get() != nullptr ? 0 : Next(Call::k_pmem_has_auto_flush, &::pmem_has_auto_flush)();
 }
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
+
+}  // namespace pmirror::interpose

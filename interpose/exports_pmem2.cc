@@ -55,9 +55,9 @@ void* Set(void* to, int value, size_t length, unsigned flags) {
 bool IsReplicatedMap(pmem2_map* map) {
   Runtime* runtime = Runtime::Get();
   const auto address_of =
-      reinterpret_cast<void* (*)(pmem2_map*)>(AddressIn(Library::libpmem2, "pmem2_map_get_address"));
+      reinterpret_cast<void* (*)(pmem2_map*)>(AddressIn(Library::kLibpmem2, "pmem2_map_get_address"));
   const auto size_of =
-      reinterpret_cast<size_t (*)(pmem2_map*)>(AddressIn(Library::libpmem2, "pmem2_map_get_size"));
+      reinterpret_cast<size_t (*)(pmem2_map*)>(AddressIn(Library::kLibpmem2, "pmem2_map_get_size"));
   return runtime != nullptr && !runtime->maps().empty() && address_of != nullptr && size_of != nullptr &&
          IsReplicated(*runtime, Number(address_of(map)), size_of(map));
 }
@@ -69,11 +69,9 @@ Function Choose(Call call, Getter* getter, pmem2_map* map, Function ours) {
 }
 
 }  // namespace
-}  // namespace pmirror::interpose
 
-using namespace pmirror;
-using namespace pmirror::interpose;
-
+// The parameters' names in libc's headers are reserved ones.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 pmem2_persist_fn pmem2_get_persist_fn(pmem2_map* map) {
@@ -120,3 +118,6 @@ int pmem2_deep_flush(pmem2_map* map, void* address, size_t length) {
   return replicated.ok() ? 0 : -Fail(replicated);  // libpmem2 returns negative errno values
 }
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
+
+}  // namespace pmirror::interpose

@@ -58,11 +58,9 @@ void CollectArguments(char** into, size_t count, const char* first, va_list& arg
 }
 
 }  // namespace
-}  // namespace pmirror::interpose
 
-using namespace pmirror;
-using namespace pmirror::interpose;
-
+// The parameters' names in libc's headers are reserved ones.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 int execve(const char* path, char* const arguments[], char* const environment[]) noexcept {
@@ -158,3 +156,6 @@ void _exit(int status) {
 
 void _Exit(int status) noexcept { ::_exit(status); }
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
+
+}  // namespace pmirror::interpose

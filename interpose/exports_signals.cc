@@ -57,11 +57,9 @@ sighandler_t SetAndUnblock(sighandler_t handler) {
 }
 
 }  // namespace
-}  // namespace pmirror::interpose
 
-using namespace pmirror;
-using namespace pmirror::interpose;
-
+// The parameters' names in libc's headers are reserved ones.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 int sigaction(int signal, const struct sigaction* action, struct sigaction* old) noexcept {
@@ -110,3 +108,6 @@ int siginterrupt(int number, int interrupts) noexcept {
   return VirtualSigaction(&action, nullptr);
 }
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
+
+}  // namespace pmirror::interpose

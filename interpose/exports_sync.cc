@@ -45,11 +45,9 @@ Extent PagesOf(off64_t offset, off64_t count) {
 }
 
 }  // namespace
-}  // namespace pmirror::interpose
 
-using namespace pmirror;
-using namespace pmirror::interpose;
-
+// The parameters' names in libc's headers are reserved ones.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 int fsync(int fd) {
@@ -109,3 +107,6 @@ void sync() noexcept {
   Next(Call::k_sync, &::sync)();
 }
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
+
+}  // namespace pmirror::interpose

@@ -17,9 +17,11 @@ size_t pmirror_guarded_copy(void* to, const void* from, size_t length);
 // when that gave SIGBUS.
 bool pmirror_guarded_touch(void* address);
 
+// NOLINTBEGIN(readability-identifier-naming): labels, named as the functions they lie in
 // First and past-the-end instruction that may fault, and where to go on.
 extern const char pmirror_guarded_copy_begin[], pmirror_guarded_copy_end[], pmirror_guarded_copy_fixup[];
 extern const char pmirror_guarded_touch_begin[], pmirror_guarded_touch_end[], pmirror_guarded_touch_fixup[];
+// NOLINTEND(readability-identifier-naming)
 }
 
 namespace pmirror::interpose {

@@ -25,7 +25,7 @@ const PreloadTable* FindPreload() {
 }
 
 // Looked up when the library is loaded: later calls may be in signal handlers.
-const PreloadTable* const g_preload = FindPreload();
+const PreloadTable* const kPreload = FindPreload();
 
 thread_local int g_last_error = 0;  // without the preload library
 
@@ -50,8 +50,8 @@ void* pmirror_map(int fd, size_t length, off_t offset, int writable) {
 int pmirror_sync(const void* address, size_t length) { return Sync(address, length); }
 
 int pmirror_flush(const struct pmirror_range* ranges, size_t count) {
-  if (g_preload != nullptr) {
-    return g_preload->flush(ranges, count);
+  if (kPreload != nullptr) {
+    return kPreload->flush(ranges, count);
   }
   int result = 0;
   for (size_t i = 0; i < count; ++i) {
@@ -63,8 +63,8 @@ int pmirror_flush(const struct pmirror_range* ranges, size_t count) {
 }
 
 int pmirror_error(const char** what) {
-  if (g_preload != nullptr) {
-    return g_preload->error(what);
+  if (kPreload != nullptr) {
+    return kPreload->error(what);
   }
   if (what != nullptr) {
     *what = g_last_error != 0 ? "msync" : "";
@@ -73,6 +73,6 @@ int pmirror_error(const char** what) {
 }
 
 int pmirror_is_replicated(const void* address, size_t length) {
-  return g_preload != nullptr ? g_preload->is_replicated(address, length) : 0;
+  return kPreload != nullptr ? kPreload->is_replicated(address, length) : 0;
 }
 }

@@ -13,7 +13,7 @@ namespace pmirror::interpose {
 // Scans one mapping (or a part of one) up to the end of the file and adds what was stored as ranges of the
 // file; ranges without data in the backing file (holes nobody has written) are left out. Adds the whole
 // mapping when it is not tracked or the scan failed.
-void ScanMapping(const Mapping& mapping, int backing_fd, ExtentList& extents);
+void ScanMapping(const Mapping& whole, int backing_fd, ExtentList& extents);
 
 class MappedFile : public SyncedFile, private ByteSource {
  public:

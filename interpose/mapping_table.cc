@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sorted array under a sequence counter. Every word is an atomic, so that a reader that meets a writer reads
-// stale words, not undefined ones.
+// Sorted array under a sequence counter. Words are stored with release and loaded with acquire: whoever sees
+// a new word sees the odd sequence that came before it when it looks again. Every word is an atomic, so that
+// a reader that meets a writer reads stale words, not undefined ones.
 #include "interpose/mapping_table.h"
 
 #include <sched.h>
@@ -13,7 +14,6 @@ class MappingTable::Change {
  public:
   explicit Change(MappingTable& table) : table_(table) {
     table_.sequence_.fetch_add(1, std::memory_order_acq_rel);
-    std::atomic_thread_fence(std::memory_order_seq_cst);
   }
   ~Change() { table_.sequence_.fetch_add(1, std::memory_order_release); }
   Change(const Change&) = delete;
@@ -26,7 +26,7 @@ class MappingTable::Change {
 Mapping MappingTable::Load(size_t index) const {
   std::array<uint64_t, kMappingWords> words;
   for (size_t i = 0; i < kMappingWords; ++i) {
-    words[i] = slots_[index].words[i].load(std::memory_order_relaxed);
+    words[i] = slots_[index].words[i].load(std::memory_order_acquire);
   }
   return std::bit_cast<Mapping>(words);
 }
@@ -34,7 +34,7 @@ Mapping MappingTable::Load(size_t index) const {
 void MappingTable::Store(size_t index, const Mapping& mapping) {
   const auto words = std::bit_cast<std::array<uint64_t, kMappingWords>>(mapping);
   for (size_t i = 0; i < kMappingWords; ++i) {
-    slots_[index].words[i].store(words[i], std::memory_order_relaxed);
+    slots_[index].words[i].store(words[i], std::memory_order_release);
   }
 }
 
@@ -56,12 +56,11 @@ bool MappingTable::Next(uintptr_t address, Mapping& found) const {
   for (;;) {
     const uint64_t before = sequence_.load(std::memory_order_acquire);
     if (before % 2 == 0) {
-      size_t count = count_.load(std::memory_order_relaxed);
+      size_t count = count_.load(std::memory_order_acquire);
       count = count <= kMaxMappings ? count : kMaxMappings;
       const size_t index = LowerBound(address, count);
       const bool there = index < count;
       const Mapping mapping = there ? Load(index) : Mapping{};
-      std::atomic_thread_fence(std::memory_order_acquire);
       if (sequence_.load(std::memory_order_relaxed) == before) {
         found = there ? mapping : found;
         return there;
@@ -85,7 +84,7 @@ void MappingTable::Open(size_t index, size_t count) {
   for (size_t i = used; i > index; --i) {
     Store(i - 1 + count, Load(i - 1));
   }
-  count_.store(used + count, std::memory_order_relaxed);
+  count_.store(used + count, std::memory_order_release);
 }
 
 void MappingTable::Close(size_t index, size_t count) {
@@ -93,7 +92,7 @@ void MappingTable::Close(size_t index, size_t count) {
   for (size_t i = index + count; i < used; ++i) {
     Store(i - count, Load(i));
   }
-  count_.store(used - count, std::memory_order_relaxed);
+  count_.store(used - count, std::memory_order_release);
 }
 
 void MappingTable::MergeAt(size_t index) {

@@ -31,11 +31,11 @@ void* AddressIn(Library library, const char* name) {
   if (void* found = ::dlsym(RTLD_NEXT, name); found != nullptr) {
     return found;
   }
-  if (library == Library::libc) {
+  if (library == Library::kLibc) {
     return nullptr;
   }
   void* loaded =
-      ::dlopen(library == Library::libpmem ? "libpmem.so.1" : "libpmem2.so.1", RTLD_LAZY | RTLD_NOLOAD);
+      ::dlopen(library == Library::kLibpmem ? "libpmem.so.1" : "libpmem2.so.1", RTLD_LAZY | RTLD_NOLOAD);
   if (loaded == nullptr) {
     return nullptr;
   }
@@ -57,7 +57,7 @@ void* NextAddress(Call call) {
 
 void WarmUp() {
   for (size_t i = 0; i < g_addresses.size(); ++i) {
-    if (kRows[i].library == Library::libc) {
+    if (kRows[i].library == Library::kLibc) {
       NextAddress(static_cast<Call>(i));
     }
   }

@@ -4,7 +4,7 @@
 
 namespace pmirror::interpose {
 
-enum class Library { libc, libpmem, libpmem2 };
+enum class Library { kLibc, kLibpmem, kLibpmem2 };
 
 #define INTERCEPTED(name, library) k_##name,
 #define LEFT_ALONE(name, reason)

@@ -7,7 +7,7 @@
 #ifndef PMIRROR_H
 #define PMIRROR_H
 
-#include <stddef.h>
+#include <stddef.h> /* NOLINT: a C header */
 #include <sys/types.h>
 
 #ifdef __cplusplus
@@ -23,7 +23,7 @@ void* pmirror_map(int fd, size_t length, off_t offset, int writable);
  * msync(2). */
 int pmirror_sync(const void* address, size_t length);
 
-struct pmirror_range {
+struct pmirror_range { /* NOLINT: C naming */
   const void* address;
   size_t length; /* bytes */
 };

@@ -33,7 +33,7 @@ constinit thread_local ThreadState g_thread_state __attribute__((tls_model("init
 
 }  // namespace
 
-std::atomic<Runtime*> Runtime::instance_{nullptr};
+std::atomic<Runtime*> Runtime::instance{nullptr};
 
 ThreadState& thread_state() { return g_thread_state; }
 
@@ -51,7 +51,7 @@ void Runtime::Start() {
         .Field("socket", runtime->socket_path_);
     return;
   }
-  instance_.store(runtime, std::memory_order_release);
+  instance.store(runtime, std::memory_order_release);
 }
 
 bool Runtime::FindSocket() {

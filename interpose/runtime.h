@@ -28,7 +28,7 @@ class Runtime {
   // Null: passive. Also notices that this is a forked child which no atfork handler announced, and starts
   // over there.
   static Runtime* Get() {
-    Runtime* runtime = instance_.load(std::memory_order_acquire);
+    Runtime* runtime = instance.load(std::memory_order_acquire);
     if (runtime != nullptr && runtime->alive_->load(std::memory_order_relaxed) == 0) {
       runtime->StartInChild();
     }
@@ -79,7 +79,7 @@ class Runtime {
   void RestoreFilesInChild();
   bool FindSocket();
 
-  static std::atomic<Runtime*> instance_;
+  static std::atomic<Runtime*> instance;
 
   MappingTable& maps_;
   FileTable& files_;

@@ -39,7 +39,8 @@ Result<struct stat> FileSystem::GetAttributes(FileId id) {
   return AttributesOf(id, path.value().get());
 }
 
-Result<struct stat> FileSystem::SetAttributes(FileId id, const AttributeChange& change) {
+Result<struct stat> FileSystem::SetAttributes(FileId id, const AttributeChange& change,
+                                              const Caller& caller) {
   Result<std::shared_ptr<Inode>> inode = Known(id);
   if (!inode.ok()) {
     return inode.error();
@@ -50,12 +51,12 @@ Result<struct stat> FileSystem::SetAttributes(FileId id, const AttributeChange& 
   }
   const int fd = path.value().get();
   // The owner first: changing it clears setuid bits that an explicit mode in the same request puts back.
-  int error = change.uid || change.gid ? SetOwner(*inode.value(), fd, change) : 0;
+  int error = change.uid || change.gid ? SetOwner(*inode.value(), fd, change, caller) : 0;
   if (error == 0 && change.mode) {
     error = SetMode(*inode.value(), fd, *change.mode);
   }
   if (error == 0 && change.size) {
-    error = SetSize(inode.value(), change);
+    error = SetSize(inode.value(), change, caller);
   }
   if (error == 0 && (change.atime || change.mtime)) {
     error = SetTimes(*inode.value(), fd, change);
@@ -79,9 +80,15 @@ int FileSystem::SetMode(Inode& inode, int path_fd, mode_t mode) {
   });
 }
 
-int FileSystem::SetOwner(Inode& inode, int path_fd, const AttributeChange& change) {
+int FileSystem::SetOwner(Inode& inode, int path_fd, const AttributeChange& change, const Caller& caller) {
   const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));
   const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
+  // The backing file system clears setuid bits by itself, but takes the daemon for a member of every group.
+  if (change.drop_privileges && !S_ISDIR(inode.type())) {
+    if (const int error = DropForeignSetgid(inode, path_fd, caller); error != 0) {
+      return error;
+    }
+  }
   return ChangeInode(inode, [&](NamespaceOp& op) {
     struct stat info {};
     if (::fchownat(path_fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0 ||
@@ -112,16 +119,17 @@ int FileSystem::SetTimes(Inode& inode, int path_fd, const AttributeChange& chang
   });
 }
 
-int FileSystem::SetSize(const std::shared_ptr<Inode>& inode, const AttributeChange& change) {
+int FileSystem::SetSize(const std::shared_ptr<Inode>& inode, const AttributeChange& change,
+                        const Caller& caller) {
   if (inode->type() != S_IFREG) {
     return S_ISDIR(inode->type()) ? EISDIR : EINVAL;
   }
   inode->BeginOpen();  // makes the file an orphan instead of gone, should it lose its last entry meanwhile
   Result<std::shared_ptr<OpenBacking>> backing = inode->Backing(replicator_, /*write=*/true);
-  int error =
-      backing.ok() ? DropPrivileges(*inode, *backing.value(), change.drop_privileges) : backing.error().code;
+  int error = backing.ok() ? DropPrivileges(*inode, *backing.value(), change.drop_privileges, caller)
+                           : backing.error().code;
   if (error == 0) {
-    error = Truncate(*inode, *backing.value(), *change.size);
+    error = Truncate(*inode, *backing.value(), *change.size, change.by_handle);
   }
   EndOpen(*inode);
   return error;

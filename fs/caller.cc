@@ -10,6 +10,8 @@
 
 #include <cerrno>
 
+#include "fs/proc_status.h"
+
 namespace pmirror::fs {
 namespace {
 
@@ -27,6 +29,10 @@ int PrepareThread() {
 }
 
 }  // namespace
+
+bool InGroup(const Caller& caller, gid_t gid) {
+  return caller.uid == 0 || caller.gid == gid || HasGroup(caller.pid, gid);
+}
 
 ScopedCaller::ScopedCaller(const Caller& caller) {
   thread_local bool prepared = false;

@@ -17,6 +17,9 @@ struct Caller {
                   // not visible here
 };
 
+// The caller may keep setgid bits of objects of this group: root, or a member.
+bool InGroup(const Caller& caller, gid_t gid);
+
 // While it lives, what this thread creates belongs to `caller`, and the caller's umask holds (the backing
 // file system ignores it where a default ACL rules). So a new object has its owner from its first instant,
 // and inheritance (setgid directories, ACLs) is the backing file system's own.

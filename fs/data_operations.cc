@@ -10,11 +10,12 @@ namespace {
 
 constexpr char kCapabilityXattr[] = "security.capability";
 
-// The bits that a write by an ordinary user takes away (setgid without group execution is mandatory locking,
-// not a privilege).
-mode_t PrivilegeBits(mode_t mode) {
-  const mode_t setgid = (mode & S_IXGRP) != 0 ? S_ISGID : 0;
-  return mode & (S_ISUID | setgid);
+// The bits that a write by an ordinary user takes away. Setgid without group execution stays for members of
+// the group.
+mode_t PrivilegeBits(const struct stat& info, const Caller& caller) {
+  const bool setgid =
+      (info.st_mode & S_ISGID) != 0 && ((info.st_mode & S_IXGRP) != 0 || !InGroup(caller, info.st_gid));
+  return (info.st_mode & S_ISUID) | (setgid ? S_ISGID : 0);
 }
 
 // Writes all of it, or as much as fits. An error only when nothing was written.
@@ -53,9 +54,11 @@ int FileSystem::ChangeSize(Inode& inode, OpenBacking& backing, Change change) {
   });
 }
 
-int FileSystem::Truncate(Inode& inode, OpenBacking& backing, uint64_t size) {
+int FileSystem::Truncate(Inode& inode, OpenBacking& backing, uint64_t size, bool by_handle) {
   return ChangeSize(inode, backing, [&](NamespaceOp& op) {
-    if (::ftruncate(backing.fd.get(), static_cast<off_t>(size)) != 0) {
+    const auto length = static_cast<off_t>(size);
+    const int fd = backing.fd.get();
+    if ((by_handle ? ::ftruncate(fd, length) : ::truncate(ProcPath(fd).c_str(), length)) != 0) {
       return errno;
     }
     op.kind = OpKind::kTruncate;
@@ -75,7 +78,8 @@ int FileSystem::DropXattr(Inode& inode, int fd, const char* name) {
   });
 }
 
-int FileSystem::DropPrivileges(Inode& inode, OpenBacking& backing, bool drop_mode_bits) {
+int FileSystem::DropPrivileges(Inode& inode, OpenBacking& backing, bool drop_mode_bits,
+                               const Caller& caller) {
   // Cleared before the look, so that a change of mode or attributes meanwhile sets it again.
   if (!inode.may_have_privileges().exchange(false)) {
     return 0;
@@ -93,12 +97,11 @@ int FileSystem::DropPrivileges(Inode& inode, OpenBacking& backing, bool drop_mod
     inode.may_have_privileges() = true;
     return errno;
   }
-  const mode_t bits = PrivilegeBits(info.st_mode);
+  const mode_t bits = drop_mode_bits ? PrivilegeBits(info, caller) : 0;
   if (bits == 0) {
-    return 0;
-  }
-  if (!drop_mode_bits) {
-    inode.may_have_privileges() = true;
+    if ((info.st_mode & (S_ISUID | S_ISGID)) != 0) {
+      inode.may_have_privileges() = true;  // for the next caller
+    }
     return 0;
   }
   Result<Inode::Path> path = inode.OpenPath();
@@ -163,8 +166,9 @@ Result<size_t> FileSystem::Read(FileHandle& file, std::span<char> into, uint64_t
 }
 
 Result<size_t> FileSystem::Write(FileHandle& file, std::span<const char> from, uint64_t offset,
-                                 const WriteOptions& options) {
-  if (const int error = DropPrivileges(*file.inode, *file.backing, options.drop_privileges); error != 0) {
+                                 const WriteOptions& options, const Caller& caller) {
+  if (const int error = DropPrivileges(*file.inode, *file.backing, options.drop_privileges, caller);
+      error != 0) {
     return Error{error, "drop privileges before a write"};
   }
   const bool by_program = !options.from_page_cache;
@@ -193,7 +197,7 @@ int FileSystem::SyncVolume() {
 }
 
 int FileSystem::Allocate(FileHandle& file, int mode, Extent extent, const Caller& caller) {
-  if (const int error = DropPrivileges(*file.inode, *file.backing, caller.uid != 0); error != 0) {
+  if (const int error = DropPrivileges(*file.inode, *file.backing, caller.uid != 0, caller); error != 0) {
     return error;
   }
   const int error = ChangeSize(*file.inode, *file.backing, [&](NamespaceOp& op) {
@@ -220,7 +224,7 @@ Result<uint64_t> FileSystem::Seek(FileHandle& file, uint64_t offset, int whence)
 
 Result<size_t> FileSystem::CopyRange(FileHandle& from, uint64_t from_offset, FileHandle& to,
                                      uint64_t to_offset, size_t length, const Caller& caller) {
-  if (const int error = DropPrivileges(*to.inode, *to.backing, caller.uid != 0); error != 0) {
+  if (const int error = DropPrivileges(*to.inode, *to.backing, caller.uid != 0, caller); error != 0) {
     return Error{error, "drop privileges before a copy"};
   }
   auto in = static_cast<off64_t>(from_offset);

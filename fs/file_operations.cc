@@ -79,9 +79,9 @@ Result<std::unique_ptr<FileHandle>> FileSystem::Open(FileId id, int flags, const
     return opened;
   }
   FileHandle& file = *opened.value();
-  int error = DropPrivileges(*file.inode, *file.backing, drop_privileges);
+  int error = DropPrivileges(*file.inode, *file.backing, drop_privileges, caller);
   if (error == 0) {
-    error = Truncate(*file.inode, *file.backing, 0);
+    error = Truncate(*file.inode, *file.backing, 0, /*by_handle=*/true);
   }
   if (error != 0) {
     Release(std::move(opened).value());

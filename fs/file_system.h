@@ -58,7 +58,8 @@ struct AttributeChange {
   std::optional<uint64_t> size;
   std::optional<timespec> atime;  // UTIME_NOW in tv_nsec: now
   std::optional<timespec> mtime;
-  bool drop_privileges = false;  // a size change by somebody who may not keep setuid bits
+  bool by_handle = false;        // ftruncate rather than truncate: times move also when the size stays
+  bool drop_privileges = false;  // a change of size or owner by somebody who may not keep setuid bits
 };
 
 struct WriteOptions {
@@ -114,7 +115,7 @@ class FileSystem {
   // `id`'s attributes may change without a request: somebody stores to its backing file.
   bool AttributesAreVolatile(FileId id) const;
   Result<struct stat> GetAttributes(FileId id);
-  Result<struct stat> SetAttributes(FileId id, const AttributeChange& change);
+  Result<struct stat> SetAttributes(FileId id, const AttributeChange& change, const Caller& caller);
 
   // --- the tree (tree_operations.cc) ---
   // Anything but a symlink; `mode` with its type bits.
@@ -137,7 +138,7 @@ class FileSystem {
   // --- data (data_operations.cc) ---
   Result<size_t> Read(FileHandle& file, std::span<char> into, uint64_t offset);
   Result<size_t> Write(FileHandle& file, std::span<const char> from, uint64_t offset,
-                       const WriteOptions& options);
+                       const WriteOptions& options, const Caller& caller);
   int Sync(FileHandle& file, bool data_only);
   int Allocate(FileHandle& file, int mode, Extent extent, const Caller& caller);
   Result<uint64_t> Seek(FileHandle& file, uint64_t offset, int whence);
@@ -230,10 +231,11 @@ class FileSystem {
 
   // data_operations.cc
   int ChangeSize(Inode& inode, OpenBacking& backing, Change change);
-  int Truncate(Inode& inode, OpenBacking& backing, uint64_t size);
-  // Before data changes: takes away file capabilities, and setuid and setgid bits when `drop_mode_bits`, and
-  // tells the replicas. (The backing file system does neither for the daemon, or without telling anybody.)
-  int DropPrivileges(Inode& inode, OpenBacking& backing, bool drop_mode_bits);
+  int Truncate(Inode& inode, OpenBacking& backing, uint64_t size, bool by_handle);
+  // Before data changes, on behalf of `caller`: takes away file capabilities, and setuid and setgid bits when
+  // `drop_mode_bits`, and tells the replicas. (The backing file system does neither for the daemon, or
+  // without telling anybody.)
+  int DropPrivileges(Inode& inode, OpenBacking& backing, bool drop_mode_bits, const Caller& caller);
   void ChangedData(FileHandle& file, Extent extent);
   int DropXattr(Inode& inode, int fd, const char* name);
   int TellWritten(FileHandle& file, Extent extent, bool durably);
@@ -244,13 +246,13 @@ class FileSystem {
                 bool* taken);
 
   // xattr_operations.cc
-  int KeepOrDropSetgid(Inode& inode, int path_fd, const Caller& caller);
+  int DropForeignSetgid(Inode& inode, int path_fd, const Caller& caller);
 
   // attribute_operations.cc
   int SetMode(Inode& inode, int path_fd, mode_t mode);
-  int SetOwner(Inode& inode, int path_fd, const AttributeChange& change);
+  int SetOwner(Inode& inode, int path_fd, const AttributeChange& change, const Caller& caller);
   int SetTimes(Inode& inode, int path_fd, const AttributeChange& change);
-  int SetSize(const std::shared_ptr<Inode>& inode, const AttributeChange& change);
+  int SetSize(const std::shared_ptr<Inode>& inode, const AttributeChange& change, const Caller& caller);
 
   const BackingRoot& root_;
   Replicator& replicator_;

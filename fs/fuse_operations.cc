@@ -171,7 +171,7 @@ std::optional<timespec> TimeChange(int to_set, int set_bit, int now_bit, const t
   return (to_set & set_bit) != 0 ? std::optional(value) : std::nullopt;
 }
 
-void SetAttr(fuse_req_t req, fuse_ino_t ino, struct stat* attr, int to_set, fuse_file_info*) {
+void SetAttr(fuse_req_t req, fuse_ino_t ino, struct stat* attr, int to_set, fuse_file_info* fi) {
   Request request(req);
   AttributeChange change;
   if ((to_set & FUSE_SET_ATTR_MODE) != 0) {
@@ -188,8 +188,9 @@ void SetAttr(fuse_req_t req, fuse_ino_t ino, struct stat* attr, int to_set, fuse
   }
   change.atime = TimeChange(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim);
   change.mtime = TimeChange(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim);
+  change.by_handle = fi != nullptr;
   change.drop_privileges = request.drops_privileges();
-  ReplyAttributes(req, request, FileId{ino}, request.fs.SetAttributes(FileId{ino}, change));
+  ReplyAttributes(req, request, FileId{ino}, request.fs.SetAttributes(FileId{ino}, change, request.caller()));
 }
 
 // --- the tree ---
@@ -283,7 +284,8 @@ void Write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, off_t offs
   const WriteOptions options{.flags = fi->flags,
                              .from_page_cache = fi->writepage != 0,
                              .drop_privileges = request.drops_privileges()};
-  const Result<size_t> n = request.fs.Write(FileOf(fi), {data, size}, static_cast<uint64_t>(offset), options);
+  const Result<size_t> n =
+      request.fs.Write(FileOf(fi), {data, size}, static_cast<uint64_t>(offset), options, request.caller());
   n.ok() ? static_cast<void>(fuse_reply_write(req, n.value())) : request.Error(n.error().code);
 }
 

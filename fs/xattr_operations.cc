@@ -9,7 +9,6 @@
 #include <string_view>
 
 #include "fs/file_system.h"
-#include "fs/proc_status.h"
 
 namespace pmirror::fs {
 namespace {
@@ -34,11 +33,11 @@ std::string Visible(std::string_view list, const Caller& caller) {
 
 }  // namespace
 
-// Setting an access ACL takes the setgid bit away from a file whose group the caller is not in.
-int FileSystem::KeepOrDropSetgid(Inode& inode, int path_fd, const Caller& caller) {
+// Takes the setgid bit away from a file whose group the caller is not in.
+int FileSystem::DropForeignSetgid(Inode& inode, int path_fd, const Caller& caller) {
   struct stat info {};
-  if (caller.uid == 0 || ::fstatat(path_fd, "", &info, AT_EMPTY_PATH) != 0 || (info.st_mode & S_ISGID) == 0 ||
-      info.st_gid == caller.gid || HasGroup(caller.pid, info.st_gid)) {
+  if (::fstatat(path_fd, "", &info, AT_EMPTY_PATH) != 0 || (info.st_mode & S_ISGID) == 0 ||
+      InGroup(caller, info.st_gid)) {
     return 0;
   }
   return SetMode(inode, path_fd, info.st_mode & ~static_cast<mode_t>(S_ISGID));
@@ -68,7 +67,7 @@ int FileSystem::SetXattr(FileId id, const char* name, std::span<const char> valu
     return 0;
   });
   if (error == 0 && std::strcmp(name, kAccessAcl) == 0) {
-    return KeepOrDropSetgid(*inode.value(), path.value().get(), caller);
+    return DropForeignSetgid(*inode.value(), path.value().get(), caller);
   }
   return error;
 }

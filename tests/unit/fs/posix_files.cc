@@ -129,7 +129,7 @@ void WriteTimes(Tree& t) {
   t.Times("fsync", "f", [&] { ::fsync(fd); });
   t.Times("chmod", "f", [&] { ::fchmod(fd, 0600); });
   t.Times("chown to the same", "f", [&] { ::fchown(fd, 0, 0); });
-  t.Times("chown to nobody new", "f", [&] { ::fchown(fd, -1, -1); });
+
   t.Times("allocate", "f", [&] { ::fallocate(fd, 0, 0, 10); });
   t.Times("punch", "f", [&] { ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2); });
   t.Times("mapped store", "f", [&] {

@@ -23,11 +23,14 @@ bool FileSystem::OpenedByAnnounced(const Caller& caller) const {
   return process != caller.pid && process != 0 && oracle_.IsAnnounced(process);
 }
 
-// The last reference to an orphan takes it away from the replicas too.
 void FileSystem::EndOpen(Inode& inode) {
-  if (!inode.EndOpen()) {
-    return;
+  if (inode.EndOpen()) {
+    Retire(inode);
   }
+}
+
+// The last reference to an orphan takes it away from the replicas too.
+void FileSystem::Retire(Inode& inode) {
   replicator_.Change([&](NamespaceOp& op) {
     if (!inode.RetireOrphan()) {
       return ECANCELED;  // opened again, or linked
@@ -184,11 +187,14 @@ Result<CreatedFile> FileSystem::CreateUnnamed(FileId parent, mode_t mode, int fl
 }
 
 void FileSystem::Release(std::unique_ptr<FileHandle> file) {
-  if (file->counted()) {
+  file->backing.reset();
+  const bool retire = file->inode->EndOpen();
+  if (file->counted()) {  // before anything that may block: somebody may wait for it
     file->inode->ClosePlain(file->process);
   }
-  file->backing.reset();
-  EndOpen(*file->inode);
+  if (retire) {
+    Retire(*file->inode);
+  }
 }
 
 }  // namespace pmirror::fs

@@ -228,6 +228,7 @@ class FileSystem {
                                                 UniqueFd fresh_fd);
   bool OpenedByAnnounced(const Caller& caller) const;
   void EndOpen(Inode& inode);
+  void Retire(Inode& inode);
 
   // data_operations.cc
   int ChangeSize(Inode& inode, OpenBacking& backing, Change change);

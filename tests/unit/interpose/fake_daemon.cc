@@ -320,7 +320,7 @@ void FakeDaemon::TakeUnmapped(pid_t pid, const Request& request) {
 }
 
 std::string FakeDaemon::MakeFile(const std::string& name, size_t bytes) {
-  const std::string path = directory_ + "/" + name;
+  std::string path = directory_ + "/" + name;
   const UniqueFd file(::open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666));
   EXPECT_TRUE(file.valid());
   EXPECT_EQ(::ftruncate(file.get(), static_cast<off_t>(bytes)), 0);

@@ -30,16 +30,18 @@ GuestProcess::GuestProcess(const std::string& command, const std::string& file,
   ::posix_spawn_file_actions_adddup2(&actions, errors_.get(), STDERR_FILENO);
   std::vector<std::string> words = {PMIRROR_TEST_GUEST, command, file};
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (std::string& word : words) {
     arguments.push_back(word.data());
   }
   arguments.push_back(nullptr);
   std::vector<std::string> variables = environment;
-  variables.push_back("LD_PRELOAD=" PMIRROR_TEST_PRELOAD);
+  variables.emplace_back("LD_PRELOAD=" PMIRROR_TEST_PRELOAD);
   for (char** variable = environ; *variable != nullptr; ++variable) {
     variables.emplace_back(*variable);
   }
   std::vector<char*> pointers;
+  pointers.reserve(variables.size() + 1);
   for (std::string& variable : variables) {
     pointers.push_back(variable.data());
   }

@@ -13,10 +13,10 @@
 namespace pmirror::interpose {
 namespace {
 
-constexpr size_t P = kPageSize;
+constexpr size_t kP = kPageSize;
 
 Mapping At(uintptr_t page, size_t pages, uint64_t file_page, uint32_t file = 1, uint32_t flags = kMapShared) {
-  return {.address = page * P, .length = pages * P, .offset = file_page * P, .file = file, .flags = flags};
+  return {.address = page * kP, .length = pages * kP, .offset = file_page * kP, .file = file, .flags = flags};
 }
 
 class MappingTableTest : public ::testing::Test {
@@ -27,27 +27,27 @@ class MappingTableTest : public ::testing::Test {
 
 TEST_F(MappingTableTest, EmptyTableFindsNothing) {
   EXPECT_TRUE(table_->empty());
-  EXPECT_FALSE(table_->Find(5 * P, found_));
+  EXPECT_FALSE(table_->Find(5 * kP, found_));
   EXPECT_FALSE(table_->Next(0, found_));
 }
 
 TEST_F(MappingTableTest, FindsByAnyAddressInside) {
   ASSERT_TRUE(table_->Insert(At(10, 4, 7)));
-  EXPECT_FALSE(table_->Find(10 * P - 1, found_));
-  ASSERT_TRUE(table_->Find(13 * P + 17, found_));
-  EXPECT_EQ(found_.OffsetOf(13 * P + 17), 10 * P + 17);
-  EXPECT_FALSE(table_->Find(14 * P, found_));
+  EXPECT_FALSE(table_->Find(10 * kP - 1, found_));
+  ASSERT_TRUE(table_->Find(13 * kP + 17, found_));
+  EXPECT_EQ(found_.OffsetOf(13 * kP + 17), 10 * kP + 17);
+  EXPECT_FALSE(table_->Find(14 * kP, found_));
 }
 
 TEST_F(MappingTableTest, PartialRemovalKeepsBothEnds) {
   ASSERT_TRUE(table_->Insert(At(10, 10, 0)));
-  ASSERT_TRUE(table_->Remove(13 * P, 15 * P));
+  ASSERT_TRUE(table_->Remove(13 * kP, 15 * kP));
   EXPECT_EQ(table_->size(), 2u);
-  ASSERT_TRUE(table_->Find(12 * P, found_));
-  EXPECT_EQ(found_.end(), 13 * P);
-  EXPECT_FALSE(table_->Find(14 * P, found_));
-  ASSERT_TRUE(table_->Find(15 * P, found_));
-  EXPECT_EQ(found_.offset, 5 * P);
+  ASSERT_TRUE(table_->Find(12 * kP, found_));
+  EXPECT_EQ(found_.end(), 13 * kP);
+  EXPECT_FALSE(table_->Find(14 * kP, found_));
+  ASSERT_TRUE(table_->Find(15 * kP, found_));
+  EXPECT_EQ(found_.offset, 5 * kP);
 }
 
 TEST_F(MappingTableTest, NeighboursThatContinueEachOtherAreOne) {
@@ -62,11 +62,11 @@ TEST_F(MappingTableTest, NeighboursThatContinueEachOtherAreOne) {
 
 TEST_F(MappingTableTest, FlagsOfAPartSplitAndJoinAgain) {
   ASSERT_TRUE(table_->Insert(At(10, 10, 0)));
-  ASSERT_TRUE(table_->SetFlags(12 * P, 14 * P, kMapStored, 0));
+  ASSERT_TRUE(table_->SetFlags(12 * kP, 14 * kP, kMapStored, 0));
   EXPECT_EQ(table_->size(), 3u);
-  ASSERT_TRUE(table_->Find(12 * P, found_));
+  ASSERT_TRUE(table_->Find(12 * kP, found_));
   EXPECT_EQ(found_.flags, kMapShared | kMapStored);
-  ASSERT_TRUE(table_->SetFlags(12 * P, 14 * P, 0, kMapStored));
+  ASSERT_TRUE(table_->SetFlags(12 * kP, 14 * kP, 0, kMapStored));
   EXPECT_EQ(table_->size(), 1u);
 }
 
@@ -75,7 +75,7 @@ TEST_F(MappingTableTest, FullTableRefusesAndIsUnchanged) {
     ASSERT_TRUE(table_->Insert(At(10 + 10 * i, 5, 0)));
   }
   EXPECT_FALSE(table_->Insert(At(1, 1, 0)));
-  EXPECT_FALSE(table_->Remove(12 * P, 13 * P));
+  EXPECT_FALSE(table_->Remove(12 * kP, 13 * kP));
   EXPECT_EQ(table_->size(), kMaxMappings);
 }
 
@@ -85,7 +85,7 @@ TEST_F(MappingTableTest, AnyHistoryMatchesAMapOfPages) {
   for (int step = 0; step < 5000; ++step) {
     const uintptr_t start = 1 + random() % 200;
     const size_t count = 1 + random() % 20;
-    table_->Remove(start * P, (start + count) * P);
+    table_->Remove(start * kP, (start + count) * kP);
     const uint64_t offset = random() % 3 == 0 ? start : random() % 1000;
     const int kind = static_cast<int>(random() % 3);
     if (kind == 0) {
@@ -99,7 +99,7 @@ TEST_F(MappingTableTest, AnyHistoryMatchesAMapOfPages) {
     }
     if (kind == 1) {
       const uintptr_t other = 1 + random() % 200;
-      ASSERT_TRUE(table_->SetFlags(other * P, (other + count) * P, kMapStored, 0));
+      ASSERT_TRUE(table_->SetFlags(other * kP, (other + count) * kP, kMapStored, 0));
       for (uintptr_t page = other; page < other + count; ++page) {
         if (pages.contains(page)) {
           pages[page].second |= kMapStored;
@@ -108,9 +108,9 @@ TEST_F(MappingTableTest, AnyHistoryMatchesAMapOfPages) {
     }
     for (uintptr_t page = 0; page < 230; ++page) {
       const auto expected = pages.find(page);
-      ASSERT_EQ(table_->Find(page * P, found_), expected != pages.end()) << page;
+      ASSERT_EQ(table_->Find(page * kP, found_), expected != pages.end()) << page;
       if (expected != pages.end()) {
-        ASSERT_EQ(found_.OffsetOf(page * P), expected->second.first * P);
+        ASSERT_EQ(found_.OffsetOf(page * kP), expected->second.first * kP);
         ASSERT_EQ(found_.flags, expected->second.second);
       }
     }
@@ -121,12 +121,13 @@ TEST_F(MappingTableTest, ReadersBesideAWriterSeeWholeEntries) {
   std::atomic<bool> stop{false};
   ASSERT_TRUE(table_->Insert(At(1000, 4, 1000, 1)));
   std::vector<std::thread> readers;
+  readers.reserve(2);
   std::atomic<int> wrong{0};
   for (int i = 0; i < 2; ++i) {
     readers.emplace_back([&] {
       while (!stop) {
         Mapping found;
-        if (!table_->Find(1001 * P, found) ||
+        if (!table_->Find(1001 * kP, found) ||
             found.offset != found.address) {  // every entry maps page n at page n
           ++wrong;
         }
@@ -136,7 +137,7 @@ TEST_F(MappingTableTest, ReadersBesideAWriterSeeWholeEntries) {
   for (int step = 0; step < 20000; ++step) {
     const uintptr_t page = 1 + static_cast<uintptr_t>(step) % 500;
     table_->Insert(At(page, 1, page, 2));
-    table_->Remove(page * P, (page + 1) * P);
+    table_->Remove(page * kP, (page + 1) * kP);
   }
   stop = true;
   for (std::thread& reader : readers) {

@@ -34,7 +34,7 @@ class FakeFile : public SyncedFile {
       at = dirty_.erase(at);
     }
   }
-  uint64_t Size() override { return size_; }
+  uint64_t Size() override { return size; }
   Error Capture(std::span<const Extent> extents, LocalPersist* local) override {
     std::unique_lock lock(mutex_);
     captures_.emplace_back(extents.begin(), extents.end());
@@ -47,14 +47,14 @@ class FakeFile : public SyncedFile {
         return persisted;
       }
     }
-    return error_ == 0 || extents.empty() ? Error::Ok() : Error{error_, "the fake replica"};
+    return error == 0 || extents.empty() ? Error::Ok() : Error{error, "the fake replica"};
   }
-  bool OthersMayBeDirty() override { return others_; }
+  bool OthersMayBeDirty() override { return others; }
   Error SyncOthers(Extent) override {
-    ++asked_;
-    return others_error_ == 0 ? Error::Ok() : Error{others_error_, "the fake daemon"};
+    ++asked;
+    return others_error == 0 ? Error::Ok() : Error{others_error, "the fake daemon"};
   }
-  Deadline WaitDeadline() override { return Deadline::After(patience_); }
+  Deadline WaitDeadline() override { return Deadline::After(patience); }
 
   void HoldCaptures() {
     const std::lock_guard lock(mutex_);
@@ -78,12 +78,12 @@ class FakeFile : public SyncedFile {
     return captures_.size();
   }
 
-  std::atomic<int> error_{0};
-  std::atomic<int> others_error_{0};
-  std::atomic<bool> others_{false};
-  std::atomic<int> asked_{0};
-  std::atomic<uint64_t> size_{100};
-  std::chrono::milliseconds patience_{20000};
+  std::atomic<int> error{0};
+  std::atomic<int> others_error{0};
+  std::atomic<bool> others{false};
+  std::atomic<int> asked{0};
+  std::atomic<uint64_t> size{100};
+  std::chrono::milliseconds patience{20000};
 
  private:
   std::mutex mutex_;
@@ -168,7 +168,7 @@ TEST_F(SyncRangeTest, Trap2SyncOfAnotherRangeDoesNotWait) {
 TEST_F(SyncRangeTest, Trap3FailureReachesEverybodyWhoWaited) {
   file_.HoldCaptures();
   file_.Store(7);
-  file_.error_ = ENOSPC;
+  file_.error = ENOSPC;
   auto first = std::async(std::launch::async, [&] { return Sync(); });
   file_.WaitForCaptures(1);
   auto second = std::async(std::launch::async, [&] { return Sync(); });
@@ -182,12 +182,12 @@ TEST_F(SyncRangeTest, Trap3FailureReachesEverybodyWhoWaited) {
 TEST_F(SyncRangeTest, Trap3RetrySendsAgainWithoutANewStore) {
   file_.Store(7);
   file_.Store(9);
-  file_.error_ = EIO;
+  file_.error = EIO;
   EXPECT_EQ(Sync(), EIO);
   EXPECT_EQ(Sync({8, 2}), EIO);  // overlaps the hull of what failed
   EXPECT_EQ(file_.capture(1), (Extents{{7, 3}}));
   EXPECT_EQ(Tickets(TicketState::kRedo), 1u);  // retries do not pile up
-  file_.error_ = 0;
+  file_.error = 0;
   EXPECT_EQ(Sync(), 0);
   EXPECT_EQ(file_.capture(2), (Extents{{7, 3}}));
   EXPECT_EQ(Tickets(TicketState::kFree), kMaxTickets);
@@ -217,10 +217,10 @@ TEST_F(SyncRangeTest, Trap3LocalFailureFailsTheSyncAndKeepsTheRange) {
 }
 
 TEST_F(SyncRangeTest, Trap4OthersAreAskedAfterTheScan) {
-  file_.others_ = true;
+  file_.others = true;
   EXPECT_EQ(Sync(), 0);
-  EXPECT_EQ(file_.asked_, 1);
-  file_.others_error_ = EIO;
+  EXPECT_EQ(file_.asked, 1);
+  file_.others_error = EIO;
   EXPECT_EQ(Sync(), EIO);
 }
 
@@ -239,7 +239,7 @@ TEST_F(SyncRangeTest, Trap15NestedSyncWaitsForNobodyAndSendsItself) {
 
 TEST_F(SyncRangeTest, P6WaitForAnotherThreadEndsAtItsDeadline) {
   file_.HoldCaptures();
-  file_.patience_ = std::chrono::milliseconds(1);
+  file_.patience = std::chrono::milliseconds(1);
   file_.Store(7);
   auto first = std::async(std::launch::async, [&] { return Sync(); });
   file_.WaitForCaptures(1);
@@ -258,11 +258,12 @@ TEST_F(SyncRangeTest, P6WaitForAnotherThreadEndsAtItsDeadline) {
 TEST_F(SyncRangeTest, ManyThreadsAndFailuresLoseNoStore) {
   constexpr int kThreads = 4;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   std::atomic<int> unexpected{0};
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       for (int round = 0; round < 300; ++round) {
-        file_.error_ = round % 7 == 3 ? EIO : 0;
+        file_.error = round % 7 == 3 ? EIO : 0;
         file_.Store(static_cast<uint64_t>((t * 31 + round) % 100));
         const int result = Sync();
         unexpected += result != 0 && result != EIO ? 1 : 0;
@@ -273,7 +274,7 @@ TEST_F(SyncRangeTest, ManyThreadsAndFailuresLoseNoStore) {
     thread.join();
   }
   EXPECT_EQ(unexpected, 0);
-  file_.error_ = 0;
+  file_.error = 0;
   EXPECT_EQ(Sync(), 0);
   EXPECT_EQ(Tickets(TicketState::kFree), kMaxTickets);
 }

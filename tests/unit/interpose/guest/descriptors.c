@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Programs that close or overwrite every descriptor they do not know. */
-#define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -79,7 +78,7 @@ static void numbers_are_high(const char* file) {
   DIR* list = opendir("/proc/self/fd");
   CHECK(list != NULL);
   for (struct dirent* entry; (entry = readdir(list)) != NULL;) {
-    int fd = atoi(entry->d_name);
+    int fd = (int)strtol(entry->d_name, NULL, 10);
     char link[64], target[256] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     CHECK(entry->d_name[0] == '.' || readlink(link, target, sizeof target - 1) > 0);

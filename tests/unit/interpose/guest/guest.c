@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* guest COMMAND FILE: see guest.h. */
-#define _GNU_SOURCE
 #include "tests/unit/interpose/guest/guest.h"
 
 #include <fcntl.h>
@@ -44,7 +43,7 @@ int main(int argc, char** argv) {
     fprintf(stderr, "usage: guest COMMAND FILE\n");
     return 2;
   }
-  for (size_t i = 0; i < sizeof tables / sizeof *tables; ++i) {
+  for (size_t i = 0; i < sizeof tables / sizeof tables[0]; ++i) {
     for (const struct command* command = tables[i]; command->name != NULL; ++command) {
       if (strcmp(command->name, argv[1]) == 0) {
         command->run(argv[2]);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What the library costs: allocations on the sync path, memory, threads. The guest brings its own malloc,
  * which counts. */
-#define _GNU_SOURCE
 #include <dirent.h>
 #include <libpmem.h>
 #include <stdatomic.h>
@@ -15,6 +14,8 @@ extern void* __libc_calloc(size_t, size_t);
 extern void* __libc_realloc(void*, size_t);
 static atomic_ulong allocations;
 
+/* NOLINTBEGIN(readability-inconsistent-declaration-parameter-name): libc's declarations have reserved names
+ */
 void* malloc(size_t size) {
   atomic_fetch_add(&allocations, 1);
   return __libc_malloc(size);
@@ -27,6 +28,8 @@ void* realloc(void* old, size_t size) {
   atomic_fetch_add(&allocations, 1);
   return __libc_realloc(old, size);
 }
+
+/* NOLINTEND(readability-inconsistent-declaration-parameter-name) */
 
 static void no_allocation(const char* file) {
   size_t length;
@@ -50,7 +53,9 @@ static unsigned long resident_kib(void) {
   char line[256];
   unsigned long kib = 0;
   CHECK(file != NULL);
-  while (fgets(line, sizeof line, file) != NULL) sscanf(line, "RssAnon: %lu kB", &kib);
+  while (fgets(line, sizeof line, file) != NULL) {
+    if (strncmp(line, "RssAnon:", 8) == 0) kib = strtoul(line + 8, NULL, 10);
+  }
   fclose(file);
   return kib;
 }

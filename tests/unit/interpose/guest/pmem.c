@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* libpmem and libpmem2 programs (run with PMEM_IS_PMEM_FORCE=1 or PMEM2_FORCE_GRANULARITY=CACHE_LINE). */
-#define _GNU_SOURCE
 #include <fcntl.h>
 #include <libpmem.h>
 #include <libpmem2.h>

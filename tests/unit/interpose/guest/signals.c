@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* SIGBUS dispositions, faults, and syncs in signal handlers. */
-#define _GNU_SOURCE
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -122,7 +121,7 @@ static int handler_fd;
 static volatile sig_atomic_t handler_result = -1;
 static void sync_in_handler(int signal) {
   (void)signal;
-  int saved = errno;
+  int saved = errno; /* NOLINT(bugprone-signal-handler): errno is what a handler has to save */
   handler_map[PAGE] = 'h';
   handler_result = fsync(handler_fd);
   errno = saved;

@@ -101,7 +101,10 @@ Error CaptureFile(Runtime& runtime, const Mapping& hint, std::span<const Flushed
     }
   }
   MappedFile file(runtime, hint.file, hint);
-  extents.ClipToSize(file.Size());
+  if (extents.hull().end() >
+      file.KnownSize()) {  // the page says at least what the file had when its last change returned
+    extents.ClipToSize(file.Size());
+  }
   PersistRanges local(ranges, static_cast<Domain>(file.volume().page().domain));
   const Error result = file.Capture(extents.extents(), &local);
   if (result.ok()) {

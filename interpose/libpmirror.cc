@@ -50,7 +50,7 @@ void* pmirror_map(int fd, size_t length, off_t offset, int writable) {
 int pmirror_sync(const void* address, size_t length) { return Sync(address, length); }
 
 int pmirror_flush(const struct pmirror_range* ranges, size_t count) {
-  if (kPreload != nullptr) {
+  if (kPreload != nullptr && kPreload->active()) {
     return kPreload->flush(ranges, count);
   }
   int result = 0;
@@ -63,7 +63,7 @@ int pmirror_flush(const struct pmirror_range* ranges, size_t count) {
 }
 
 int pmirror_error(const char** what) {
-  if (kPreload != nullptr) {
+  if (kPreload != nullptr && kPreload->active()) {
     return kPreload->error(what);
   }
   if (what != nullptr) {
@@ -73,6 +73,6 @@ int pmirror_error(const char** what) {
 }
 
 int pmirror_is_replicated(const void* address, size_t length) {
-  return kPreload != nullptr ? kPreload->is_replicated(address, length) : 0;
+  return kPreload != nullptr && kPreload->active() ? kPreload->is_replicated(address, length) : 0;
 }
 }

@@ -26,6 +26,10 @@ class MappedFile : public SyncedFile, private ByteSource {
 
   void ScanAndProtect(Extent range, ExtentList& extents) override;
   uint64_t Size() override;
+  // The size as the volume page has it: no system call; may be smaller than the file for one that grew.
+  uint64_t KnownSize() const {
+    return entry_.slot.load(std::memory_order_acquire)->size.load(std::memory_order_acquire);
+  }
   Error Capture(std::span<const Extent> extents, LocalPersist* local) override;
   bool OthersMayBeDirty() override;
   Error SyncOthers(Extent range) override;

@@ -68,7 +68,9 @@ int IsAllReplicated(const void* address, size_t length) {
   return runtime != nullptr && length != 0 && Covered(*runtime, Number(address), length) ? 1 : 0;
 }
 
-constexpr PreloadTable kTable{kPreloadTableVersion, FlushRanges, LastError, IsAllReplicated};
+bool IsActive() { return Runtime::Get() != nullptr; }
+
+constexpr PreloadTable kTable{kPreloadTableVersion, IsActive, FlushRanges, LastError, IsAllReplicated};
 
 }  // namespace
 }  // namespace pmirror::interpose

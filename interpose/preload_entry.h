@@ -11,6 +11,7 @@ constexpr int kPreloadTableVersion = 1;
 
 struct PreloadTable {
   int version;
+  bool (*active)();                                         // a daemon was found
   int (*flush)(const pmirror_range* ranges, size_t count);  // as pmirror_flush
   int (*error)(const char** what);
   int (*is_replicated)(const void* address, size_t length);

@@ -59,8 +59,11 @@ class MountedVolume : public ::testing::Test {
   void SetUp() override {
     ASSERT_EQ(::mkdir(backing().c_str(), 0755), 0);
     ASSERT_EQ(::mkdir(mount().c_str(), 0755), 0);
+    PrepareBacking();
     Remount();
   }
+  // For tests that need a backing directory of a special kind.
+  virtual void PrepareBacking() {}
   void TearDown() override {
     if (session_ != nullptr) {
       EXPECT_TRUE(session_->Unmount(Deadline::After(std::chrono::seconds(10))))

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -58,9 +59,14 @@ class RecordingReplicator : public Replicator {
   }
 
   int Written(ReplicatedFile& file, Extent extent) override {
-    std::lock_guard lock(files_mutex_);
-    writes_.push_back({file.id(), extent});
-    return fail_after_change_.load();
+    std::function<int()> wait;
+    {
+      std::lock_guard lock(files_mutex_);
+      writes_.push_back({file.id(), extent});
+      wait = wait_;
+    }
+    const int error = wait ? wait() : 0;
+    return error != 0 ? error : fail_after_change_.load();
   }
 
   int Sync(ReplicatedFile& file, LocalSync local_sync) override {
@@ -86,6 +92,12 @@ class RecordingReplicator : public Replicator {
   // --- for tests ---
   // Every change and write from now on answers this after its local work; 0: none.
   void FailAfterChange(int error) { fail_after_change_ = error; }
+
+  // Every write from now on ends with what this answers, on its own thread.
+  void WaitInWritten(std::function<int()> wait) {
+    std::lock_guard lock(files_mutex_);
+    wait_ = std::move(wait);
+  }
 
   // What was recorded since the last call.
   std::vector<NamespaceOp> TakeOps() {
@@ -116,6 +128,7 @@ class RecordingReplicator : public Replicator {
   std::vector<RecordedWrite> writes_;
   std::vector<FileId> syncs_;
   std::vector<std::string> adopted_;
+  std::function<int()> wait_;
 
   std::atomic<uint64_t> next_id_{(uint64_t{1} << 40) + 1};
   std::atomic<int> fail_after_change_{0};

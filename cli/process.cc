@@ -30,6 +30,7 @@ namespace pmirror::cli {
 namespace {
 
 constexpr std::chrono::seconds kKillTimeout{10};
+constexpr int kEnvironmentTimeoutMs = 1000;
 constexpr char kNamespaces[] = "/run/netns/";
 
 class Descriptor {
@@ -131,6 +132,50 @@ std::vector<pid_t> AllProcesses() {
 std::string ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+bool HasEnvironment(pid_t pid, const std::string& marker) {
+  const std::string environment = '\0' + ReadFile(fmt::format("/proc/{}/environ", pid));
+  return environment.find('\0' + marker + '\0') != std::string::npos;
+}
+
+// Looks at the processes `unread` from the last one on, takes out those it has looked at, and adds to `found`
+// those that have the marker. Reading an environment takes a lock of the process's memory, which a process
+// that is stuck in the kernel may hold for ever. So a child reads, and is killed when it is stuck too; that
+// process is then left out.
+void ReadEnvironments(const std::string& marker, std::vector<pid_t>& unread, std::vector<pid_t>& found) {
+  absl::StatusOr<Pipe> answers = MakePipe();
+  const pid_t reader = answers.ok() ? ::fork() : -1;
+  if (reader < 0) {
+    unread.clear();
+    return;
+  }
+  if (reader == 0) {
+    for (auto pid = unread.rbegin(); pid != unread.rend(); ++pid) {
+      const char answer = HasEnvironment(*pid, marker) ? 1 : 0;
+      if (::write(answers->write.get(), &answer, 1) != 1) {
+        break;
+      }
+    }
+    ::_exit(0);
+  }
+  answers->write.Close();
+  while (!unread.empty()) {
+    pollfd polled{answers->read.get(), POLLIN, 0};
+    char answer = 0;
+    const bool answered =
+        ::poll(&polled, 1, kEnvironmentTimeoutMs) == 1 && ::read(answers->read.get(), &answer, 1) == 1;
+    const pid_t pid = unread.back();
+    unread.pop_back();
+    if (!answered) {
+      break;
+    }
+    if (answer == 1) {
+      found.push_back(pid);
+    }
+  }
+  ::kill(reader, SIGKILL);
+  ::waitpid(reader, nullptr, 0);
 }
 
 }  // namespace
@@ -239,15 +284,13 @@ bool IsRunning(pid_t pid) {
 }
 
 std::vector<pid_t> ProcessesWithEnvironment(const std::string& marker) {
-  const std::string wanted = marker + '\0';
   std::vector<pid_t> found;
-  for (const pid_t pid : AllProcesses()) {
-    const std::string environment = ReadFile(fmt::format("/proc/{}/environ", pid));
-    const size_t at = environment.find(wanted);
-    if (at != std::string::npos && (at == 0 || environment[at - 1] == '\0') && IsRunning(pid)) {
-      found.push_back(pid);
-    }
+  std::vector<pid_t> unread = AllProcesses();
+  while (!unread.empty()) {
+    ReadEnvironments(marker, unread, found);
   }
+  found.erase(std::remove_if(found.begin(), found.end(), [](pid_t pid) { return !IsRunning(pid); }),
+              found.end());
   return found;
 }
 

@@ -37,7 +37,8 @@ absl::Status EnterNetworkNamespace(const std::string& name);
 // True while the process runs; false for one that is a zombie or gone.
 bool IsRunning(pid_t pid);
 
-// Processes that have `marker` ("NAME=value") in the environment they were started with.
+// Processes that have `marker` ("NAME=value") in the environment they were started with. One that is stuck in
+// the kernel and cannot be read is left out after a second.
 std::vector<pid_t> ProcessesWithEnvironment(const std::string& marker);
 // Processes whose network namespace is that of this name; none when there is no such namespace.
 std::vector<pid_t> ProcessesInNamespace(const std::string& name);

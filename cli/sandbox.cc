@@ -18,7 +18,7 @@
 #include <cerrno>
 #include <fstream>
 #include <iterator>
-#include <set>
+#include <map>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -35,8 +35,8 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr std::chrono::seconds kStartTimeout{20};   // until a daemon answers
-constexpr std::chrono::seconds kInSyncTimeout{60};  // until every replica is in sync
+constexpr std::chrono::seconds kStartTimeout{20};  // until a daemon answers
+constexpr std::chrono::seconds kInSyncTimeout{45};  // until every replica is in sync
 constexpr std::chrono::milliseconds kCallTimeout{2000};
 constexpr size_t kLogLinesShown = 5;
 
@@ -190,10 +190,9 @@ absl::Status WaitUntilItAnswers(const SandboxNode& node) {
 }
 
 // What is not in sync yet, as a sentence; empty when all is.
-std::string NotInSync(const Sandbox& sandbox, const SandboxVolume& volume) {
+std::string NotInSync(const Sandbox& sandbox, const SandboxVolume& volume, proto::ControlClient& client) {
   const SandboxNode& primary = *sandbox.Node(volume.primary);
-  const absl::StatusOr<control::StatusReply> reply =
-      proto::ControlClient({primary.Control()}).Status({}, kCallTimeout);
+  const absl::StatusOr<control::StatusReply> reply = client.Status({}, kCallTimeout);
   if (!reply.ok()) {
     return std::string(Sentence(reply.status()));
   }
@@ -216,11 +215,15 @@ std::string NotInSync(const Sandbox& sandbox, const SandboxVolume& volume) {
 }
 
 absl::Status WaitUntilInSync(const Sandbox& sandbox) {
+  std::map<std::string, proto::ControlClient> clients;  // of each volume's primary
+  for (const SandboxVolume& volume : sandbox.volumes) {
+    clients.try_emplace(volume.name, std::vector<std::string>{sandbox.Node(volume.primary)->Control()});
+  }
   std::string lacking;
   const bool in_sync = WaitUntil(
       [&] {
         for (const SandboxVolume& volume : sandbox.volumes) {
-          lacking = NotInSync(sandbox, volume);
+          lacking = NotInSync(sandbox, volume, clients.at(volume.name));
           if (!lacking.empty()) {
             return false;
           }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cassert>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,8 +20,7 @@ using Clock = std::chrono::system_clock;  // what gRPC's deadlines are made of
 
 constexpr int kKeepaliveTimeMs = 1000;  // the server permits this (server/control_service.cc)
 constexpr int kKeepaliveTimeoutMs = 1000;
-constexpr int kConnectTimeoutMs = 1000;  // of one attempt, and the first wait after a failed one
-constexpr int kMaxBackoffMs = 1000;
+constexpr int kConnectTimeoutMs = 1000;  // of one attempt
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   grpc::ChannelArguments arguments;
@@ -29,8 +29,6 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxBackoffMs);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY,
                    0);  // a proxy of the environment has no business between our nodes
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -68,11 +66,28 @@ struct ControlClient::Impl {
   struct Path {
     std::string address;
     std::shared_ptr<grpc::Channel> channel;
-    std::unique_ptr<control::Control::Stub> stub;
+    std::shared_ptr<control::Control::Stub> stub;
   };
   std::vector<std::string> addresses;
-  std::vector<Path> paths;
+  std::mutex mutex;
+  std::vector<Path> paths;  // guarded by mutex; the number of them never changes
   std::atomic<size_t> preferred{0};
+
+  static Path MakePath(const std::string& address) {
+    std::shared_ptr<grpc::Channel> channel = MakeChannel(address);
+    return {address, channel, control::Control::NewStub(channel)};
+  }
+
+  // The path to use now. A channel whose last attempt failed waits a second or more before the next, and does
+  // not say when: it is replaced, so that each call tries at once.
+  Path Fresh(size_t index) {
+    const std::lock_guard lock(mutex);
+    Path& path = paths[index];
+    if (path.channel->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_TRANSIENT_FAILURE) {
+      path = MakePath(path.address);
+    }
+    return path;
+  }
 
   // Runs `call(stub, context)` on the first path that is connected, and on the next ones while the answer is
   // kUnavailable.
@@ -82,23 +97,23 @@ struct ControlClient::Impl {
     const size_t first = preferred.load(std::memory_order_relaxed);
     absl::Status last =
         absl::UnavailableError(absl::StrCat(absl::StrJoin(addresses, ", "), ": cannot connect"));
-    for (size_t i = 0; i < paths.size(); ++i) {
-      const size_t index = (first + i) % paths.size();
-      Path& path = paths[index];
+    for (size_t i = 0; i < addresses.size(); ++i) {
+      const size_t index = (first + i) % addresses.size();
+      const Path path = Fresh(index);
       const Clock::time_point now = Clock::now();
       if (now >= end) {
         return absl::DeadlineExceededError(
             absl::StrCat(path.address, ": no answer within ", timeout.count(), " ms"));
       }
       // A path that neither refuses nor connects may not use up the time of those that follow.
-      if (!Connected(*path.channel, now + (end - now) / static_cast<int>(paths.size() - i))) {
+      if (!Connected(*path.channel, now + (end - now) / static_cast<int>(addresses.size() - i))) {
         continue;
       }
       grpc::ClientContext context;
       context.set_deadline(end);
       last = ToAbsl(path.address, call(*path.stub, context));
       if (absl::IsDeadlineExceeded(last)) {
-        preferred.store((index + 1) % paths.size(), std::memory_order_relaxed);
+        preferred.store((index + 1) % addresses.size(), std::memory_order_relaxed);
       } else if (!absl::IsUnavailable(last)) {
         preferred.store(index, std::memory_order_relaxed);
         return last;
@@ -157,8 +172,7 @@ ControlClient::ControlClient(std::vector<std::string> addresses) : impl_(std::ma
   assert(!addresses.empty());
   impl_->addresses = std::move(addresses);
   for (const std::string& address : impl_->addresses) {
-    std::shared_ptr<grpc::Channel> channel = MakeChannel(address);
-    impl_->paths.push_back({address, channel, control::Control::NewStub(channel)});
+    impl_->paths.push_back(Impl::MakePath(address));
   }
 }
 

@@ -5,7 +5,6 @@
 #include "fs/fuse_operations.h"
 
 #include <fuse3/fuse_lowlevel.h>
-#include <unistd.h>
 
 #include <vector>
 
@@ -14,10 +13,6 @@
 namespace pmirror::fs {
 namespace {
 
-// Only this mount changes the tree, and what changes behind the kernel's back is taken from it (KernelCache);
-// the bound is for our errors.
-constexpr double kEntrySeconds = 60;
-constexpr double kAttributeSeconds = 10;
 constexpr unsigned kMaxWriteBytes = 1024 * 1024;
 constexpr unsigned kMaxBackground = 64;
 
@@ -89,19 +84,6 @@ void DescribeOpen(const FileHandle& file, fuse_file_info* fi) {
   fi->fh = reinterpret_cast<uint64_t>(&file);
   fi->direct_io = file.mode.direct_io ? 1 : 0;
   fi->keep_cache = file.mode.keep_cache ? 1 : 0;
-}
-
-uint64_t Keep(FuseContext& context, std::unique_ptr<FileHandle> file) {
-  std::lock_guard lock(context.mutex);
-  context.files.insert(file.get());
-  return reinterpret_cast<uint64_t>(file.release());
-}
-
-std::unique_ptr<FileHandle> TakeFile(FuseContext& context, uint64_t fh) {
-  std::unique_ptr<FileHandle> file(reinterpret_cast<FileHandle*>(fh));
-  std::lock_guard lock(context.mutex);
-  context.files.erase(file.get());
-  return file;
 }
 
 // --- session ---
@@ -242,9 +224,9 @@ void Create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, fu
   }
   const fuse_entry_param param = EntryParam(request.fs, created.value().entry);
   DescribeOpen(*created.value().handle, fi);
-  fi->fh = Keep(request.context, std::move(created.value().handle));
+  fi->fh = request.context.Keep(std::move(created.value().handle));
   if (fuse_reply_create(req, &param, fi) != 0) {
-    request.fs.Release(TakeFile(request.context, fi->fh));
+    request.fs.Release(request.context.Take(fi->fh));
     request.fs.Forget(created.value().entry.inode->id(), 1);
   }
 }
@@ -257,15 +239,15 @@ void Open(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi) {
     return request.Error(file.error().code);
   }
   DescribeOpen(*file.value(), fi);
-  fi->fh = Keep(request.context, std::move(file).value());
+  fi->fh = request.context.Keep(std::move(file).value());
   if (fuse_reply_open(req, fi) != 0) {
-    request.fs.Release(TakeFile(request.context, fi->fh));
+    request.fs.Release(request.context.Take(fi->fh));
   }
 }
 
 void Release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
   Request request(req);
-  request.fs.Release(TakeFile(request.context, fi->fh));
+  request.fs.Release(request.context.Take(fi->fh));
   request.Error(0);
 }
 
@@ -477,66 +459,20 @@ fuse_lowlevel_ops MakeOperations() {
   return ops;
 }
 
-// --- beyond libfuse ---
-
-void FillAttributes(const struct stat& from, fuse_attr& to) {
-  to.ino = from.st_ino;
-  to.size = static_cast<uint64_t>(from.st_size);
-  to.blocks = static_cast<uint64_t>(from.st_blocks);
-  to.atime = static_cast<uint64_t>(from.st_atim.tv_sec);
-  to.mtime = static_cast<uint64_t>(from.st_mtim.tv_sec);
-  to.ctime = static_cast<uint64_t>(from.st_ctim.tv_sec);
-  to.atimensec = static_cast<uint32_t>(from.st_atim.tv_nsec);
-  to.mtimensec = static_cast<uint32_t>(from.st_mtim.tv_nsec);
-  to.ctimensec = static_cast<uint32_t>(from.st_ctim.tv_nsec);
-  to.mode = from.st_mode;
-  to.nlink = static_cast<uint32_t>(from.st_nlink);
-  to.uid = from.st_uid;
-  to.gid = from.st_gid;
-  to.blksize = static_cast<uint32_t>(from.st_blksize);
-}
-
-bool ReplyRaw(int device, const RawRequest& request, int error, std::span<char> body) {
-  fuse_out_header header{};
-  header.unique = request.header().unique;
-  header.error = -error;
-  header.len = static_cast<uint32_t>(sizeof(header) + body.size());
-  iovec parts[2] = {{.iov_base = &header, .iov_len = sizeof(header)},
-                    {.iov_base = body.data(), .iov_len = body.size()}};
-  return ::writev(device, parts, body.empty() ? 1 : 2) >= 0;
-}
-
-void AnswerTmpFile(FuseContext& context, const RawRequest& request, int device) {
-  const std::optional<fuse_create_in> in = request.Creation();
-  if (!in) {
-    ReplyRaw(device, request, EINVAL, {});
-    return;
-  }
-  Result<CreatedFile> created = context.file_system.CreateUnnamed(
-      FileId{request.header().nodeid}, in->mode, static_cast<int>(in->flags), request.caller());
-  if (!created.ok()) {
-    ReplyRaw(device, request, created.error().code, {});
-    return;
-  }
-  const Entry& entry = created.value().entry;
-  struct {
-    fuse_entry_out entry{};
-    fuse_open_out open{};
-  } out;
-  out.entry.nodeid = Raw(entry.inode->id());
-  out.entry.entry_valid = static_cast<uint64_t>(kEntrySeconds);
-  out.entry.attr_valid = static_cast<uint64_t>(kAttributeSeconds);
-  FillAttributes(entry.attributes, out.entry.attr);
-  const InodeMode::Opened mode = created.value().handle->mode;
-  out.open.open_flags = (mode.direct_io ? FOPEN_DIRECT_IO : 0) | (mode.keep_cache ? FOPEN_KEEP_CACHE : 0);
-  out.open.fh = Keep(context, std::move(created.value().handle));
-  if (!ReplyRaw(device, request, 0, {reinterpret_cast<char*>(&out), sizeof(out)})) {
-    context.file_system.Release(TakeFile(context, out.open.fh));
-    context.file_system.Forget(entry.inode->id(), 1);
-  }
-}
-
 }  // namespace
+
+uint64_t FuseContext::Keep(std::unique_ptr<FileHandle> file) {
+  std::lock_guard lock(mutex);
+  files.insert(file.get());
+  return reinterpret_cast<uint64_t>(file.release());
+}
+
+std::unique_ptr<FileHandle> FuseContext::Take(uint64_t fh) {
+  std::unique_ptr<FileHandle> file(reinterpret_cast<FileHandle*>(fh));
+  std::lock_guard lock(mutex);
+  files.erase(file.get());
+  return file;
+}
 
 void FuseContext::ReleaseAll() {
   for (FileHandle* file : std::exchange(files, {})) {
@@ -551,18 +487,6 @@ void FuseContext::ReleaseAll() {
 const fuse_lowlevel_ops& FuseOperations() {
   static const fuse_lowlevel_ops ops = MakeOperations();
   return ops;
-}
-
-bool AnswerBeyondLibfuse(FuseContext& context, const RawRequest& request, int device) {
-  if (request.opcode() == FUSE_TMPFILE) {
-    AnswerTmpFile(context, request, device);
-    return true;
-  }
-  if (request.opcode() == FUSE_SYNCFS) {
-    ReplyRaw(device, request, context.file_system.SyncVolume(), {});
-    return true;
-  }
-  return false;
 }
 
 }  // namespace pmirror::fs

@@ -258,7 +258,7 @@ void Mappings(Tree& t) {
   t.Log("size", ::ftruncate(fd, 8192));
   auto* at = static_cast<char*>(::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
   t.Log("mmap", at == MAP_FAILED ? -1 : 0);
-  std::strcpy(at + 4090, "across the pages");
+  std::memcpy(at + 4090, "across the pages", 16);
   t.Log("msync", ::msync(at, 8192, MS_SYNC));
   t.Content("f");
   t.Log("write below the mapping", ::pwrite(fd, "FILE", 4, 0));

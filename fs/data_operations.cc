@@ -112,7 +112,8 @@ int FileSystem::DropPrivileges(Inode& inode, OpenBacking& backing, bool drop_mod
   return error;
 }
 
-// A handle beside the kernel's page cache has changed the file.
+// A handle beside the kernel's page cache has changed the file. Current kernels drop the pages after such a
+// write themselves, older ones before it at most.
 void FileSystem::ChangedData(FileHandle& file, Extent extent) {
   if (file.mode.direct_io && file.inode->ChangedBesideCache() && kernel_cache_ != nullptr) {
     kernel_cache_->DropData(file.inode->id(), extent);

@@ -3,6 +3,7 @@
 // bytes.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -118,6 +119,27 @@ TEST_F(ModesTest, WriteOfAnAnnouncedProgramIsSeenByAPlainReaderWithCachedPages) 
   oracle_.Announce(::getpid());
   UniqueFd announced = Open(O_RDWR);
   ASSERT_EQ(::pwrite(announced.get(), "fresh", 5, 0), 5);
+  EXPECT_EQ(Read(plain.get()), "freshnal");
+}
+
+// A read during the write caches the old bytes again. Current kernels drop pages after such a write too,
+// older ones do not; FileSystem does in any case. The write takes a setuid bit away first, and the reader
+// reads just then.
+TEST_F(ModesTest, PageCachedAgainDuringAWriteBesideItIsDropped) {
+  ASSERT_EQ(::chown(At("f").c_str(), 1000, 1000), 0);
+  ASSERT_EQ(::chmod(At("f").c_str(), 04777), 0);
+  UniqueFd plain = Open(O_RDONLY);
+  oracle_.Announce(::getpid());
+  UniqueFd announced = Open(O_RDWR);
+  std::string meanwhile;
+  replicator_.AfterChange([&] { meanwhile = Read(plain.get()); });
+  // seteuid(3) would change the threads that serve the mount too.
+  ASSERT_EQ(::syscall(SYS_setresuid, -1, 1000, -1), 0);
+  const ssize_t n = ::pwrite(announced.get(), "fresh", 5, 0);
+  ASSERT_EQ(::syscall(SYS_setresuid, -1, 0, -1), 0);
+  replicator_.AfterChange(nullptr);
+  ASSERT_EQ(n, 5);
+  EXPECT_EQ(meanwhile, "original");
   EXPECT_EQ(Read(plain.get()), "freshnal");
 }
 

@@ -37,6 +37,9 @@ class RecordingReplicator : public Replicator {
       return error;
     }
     ops_.push_back(std::move(op));
+    if (after_change_) {
+      after_change_();
+    }
     return fail_after_change_.load();
   }
 
@@ -99,6 +102,12 @@ class RecordingReplicator : public Replicator {
     wait_ = std::move(wait);
   }
 
+  // Runs after every change from now on, before its caller goes on.
+  void AfterChange(std::function<void()> hook) {
+    std::lock_guard lock(mutex_);
+    after_change_ = std::move(hook);
+  }
+
   // What was recorded since the last call.
   std::vector<NamespaceOp> TakeOps() {
     std::lock_guard lock(mutex_);
@@ -122,6 +131,7 @@ class RecordingReplicator : public Replicator {
   std::mutex mutex_;  // the namespace lock
   std::vector<NamespaceOp> ops_;
   std::map<FileId, uint64_t> generations_;
+  std::function<void()> after_change_;
 
   std::mutex files_mutex_;
   std::map<FileId, std::weak_ptr<RecordedFile>> files_;

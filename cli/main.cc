@@ -2,6 +2,7 @@
 // The command line tool `pmirror`.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 
 int main(int argc, char** argv) {
   using pmirror::cli::kWrongUsage;
+  ::setenv("GRPC_VERBOSITY", "NONE", 0);  // its errors come back as statuses, in a sentence
   // What follows "--" belongs to the program of `pmirror run` and is not ours to read.
   std::vector<std::string> own(argv + 1, argv + argc);
   const auto separator = std::find(own.begin(), own.end(), "--");

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -65,6 +66,16 @@ absl::StatusOr<Pipe> MakePipe() {
   return Pipe{Descriptor(ends[0]), Descriptor(ends[1])};
 }
 
+// A socket pair instead of a pipe: a tool that does not read its input to the end must not kill us with
+// SIGPIPE.
+absl::StatusOr<Pipe> MakeInput() {
+  std::array<int, 2> ends{};
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
+    return absl::ErrnoToStatus(errno, "cannot make a socket pair");
+  }
+  return Pipe{Descriptor(ends[0]), Descriptor(ends[1])};
+}
+
 std::vector<char*> Pointers(const std::vector<std::string>& words) {
   std::vector<char*> pointers;
   for (const std::string& word : words) {
@@ -105,8 +116,13 @@ void Converse(const std::string& input, Descriptor in, Descriptor out, Descripto
       errors_open = take(errors, complaint);
     }
     if (polled[2].revents != 0) {
-      const ssize_t put = ::write(in.get(), input.data() + written, input.size() - written);
-      written = put > 0 ? written + static_cast<size_t>(put) : input.size();
+      const ssize_t put =
+          ::send(in.get(), input.data() + written, input.size() - written, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (put > 0) {
+        written += static_cast<size_t>(put);
+      } else if (errno != EAGAIN && errno != EINTR) {
+        written = input.size();  // it reads no more
+      }
     }
   }
 }
@@ -190,7 +206,7 @@ absl::StatusOr<std::filesystem::path> BinaryDirectory() {
 }
 
 absl::StatusOr<std::string> RunTool(const std::vector<std::string>& words, const std::string& input) {
-  absl::StatusOr<Pipe> in = MakePipe();
+  absl::StatusOr<Pipe> in = MakeInput();
   absl::StatusOr<Pipe> out = MakePipe();
   absl::StatusOr<Pipe> errors = MakePipe();
   if (!in.ok() || !out.ok() || !errors.ok()) {

@@ -35,7 +35,7 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr std::chrono::seconds kStartTimeout{20};  // until a daemon answers
+constexpr std::chrono::seconds kStartTimeout{20};   // until a daemon answers
 constexpr std::chrono::seconds kInSyncTimeout{45};  // until every replica is in sync
 constexpr std::chrono::milliseconds kCallTimeout{2000};
 constexpr size_t kLogLinesShown = 5;

@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -198,6 +199,7 @@ sigset_t EndingSignals() {
 
 int Serve(const Config& config) {
   SetUpEventLog(config.log_level);
+  ::setenv("GRPC_VERBOSITY", "NONE", 0);  // its own lines are no events; what matters comes back as a status
   ::signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = EndingSignals();
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The control service and its client, over real sockets: routing to views, refusals, several addresses,
+// deadlines, heartbeats.
+#include "server/control_service.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <filesystem>
+#include <mutex>
+
+#include "proto/control_client.h"
+#include "server/peer_watch.h"
+#include "server/remote_tree.h"
+
+namespace pmirror::server {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using namespace std::chrono_literals;
+
+constexpr auto kTimeout = 10s;
+
+// A TCP port of the loopback interface that nobody uses, or, while `listening`, one whose connections are
+// never served.
+class Port {
+ public:
+  explicit Port(bool listening = false) : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof(address);
+    EXPECT_EQ(::bind(fd_, reinterpret_cast<sockaddr*>(&address), length), 0);
+    EXPECT_EQ(::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &length), 0);
+    address_ = "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+    if (listening) {
+      EXPECT_EQ(::listen(fd_, 16), 0);
+    }
+  }
+  ~Port() { Release(); }
+  void Release() {
+    if (fd_ >= 0) {
+      ::close(fd_);
+      fd_ = -1;
+    }
+  }
+  const std::string& address() const { return address_; }
+
+ private:
+  int fd_;
+  std::string address_;
+};
+
+class FakePrimary : public PrimaryView {
+ public:
+  void FillStatus(control::VolumeStatus& status) override {
+    status.set_epoch(3);
+    status.add_replicas()->set_node("n2");
+  }
+  absl::Status Ping(const std::string& node, control::PingReply& reply) override {
+    if (node != "n2") {
+      return absl::NotFoundError("no copy there");
+    }
+    reply.set_data_ns(11);
+    reply.set_durable_ns(12);
+    return absl::OkStatus();
+  }
+  absl::Status Verify(const SendProgress& send) override {
+    control::VerifyProgress progress;
+    progress.set_phase("data");
+    send(progress);
+    progress.set_finished(true);
+    progress.add_differences()->set_path("a\xff");  // a name need not be UTF-8
+    send(progress);
+    return absl::OkStatus();
+  }
+  void SetReachable(const std::string& node, bool reachable) override {
+    reachable_calls.emplace_back(node, reachable);
+  }
+
+  std::vector<std::pair<std::string, bool>> reachable_calls;
+};
+
+class FakeReplica : public ReplicaView {
+ public:
+  absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request) override {
+    control::OpenSessionReply reply;
+    reply.set_session(request.epoch() + 100);
+    return reply;
+  }
+  absl::Status Leave(const control::LeaveRequest&) override {
+    return absl::FailedPreconditionError("lacks operations");
+  }
+  absl::StatusOr<recovery::Inventory> Inventory() override {
+    recovery::TreeItem item;
+    item.path = "a\xff";
+    item.id = FileId{9};
+    item.mode = 0100644;
+    item.size = 5;
+    item.xattr_crc = 77;
+    item.links = 1;
+    return recovery::Inventory{recovery::TreeItem{}, item};
+  }
+  absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override {
+    if (file != FileId{9}) {
+      return absl::NotFoundError("gone");
+    }
+    return recovery::BlockChecksums{{static_cast<uint32_t>(extent.offset), block}, extent.length};
+  }
+  void FillStatus(control::VolumeStatus& status) override { status.set_epoch(2); }
+  void SetReachable(const std::string&, bool) override {}
+};
+
+Uuid MakeUuid(uint8_t byte) {
+  Uuid uuid{};
+  uuid.fill(std::byte{byte});
+  return uuid;
+}
+
+std::string Bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
+
+// A node "n1" that is primary of v0 and replica of v1, with a peer "n2".
+class ControlServiceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (std::filesystem::temp_directory_path() / "pmirror-control-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    config_.name = "n1";
+    config_.file = "n1.toml";
+    config_.state_dir = name;
+    config_.control = {port_.address()};
+    config_.data = {"192.0.2.1:7401"};
+    config_.peers = {{"n2", {peer_port_.address()}}};
+    for (const char* volume : {"v0", "v1"}) {
+      config_.volumes.emplace_back();
+      config_.volumes.back().name = volume;
+      config_.volumes.back().nodes = {"n1", "n2"};
+      config_.volumes.back().rpo = "0";
+    }
+    config_.volumes[0].uuid = MakeUuid(1);
+    config_.volumes[0].primary = "n1";
+    config_.volumes[1].uuid = MakeUuid(2);
+    config_.volumes[1].primary = "n2";
+    port_.Release();
+    peers_ = std::make_unique<PeerWatch>(config_, 1, nullptr);
+    service_ = std::make_unique<ControlService>(
+        config_, 1, *peers_,
+        std::vector<ServedVolume>{{&config_.volumes[0], &primary_, nullptr},
+                                  {&config_.volumes[1], nullptr, &replica_}});
+    ASSERT_TRUE(service_->Start().ok());
+  }
+  void TearDown() override {
+    service_.reset();
+    peers_.reset();
+    std::filesystem::remove_all(config_.state_dir);
+  }
+  control::HelloRequest HelloFrom(const std::string& node) {
+    control::HelloRequest request;
+    request.set_node(node);
+    return request;
+  }
+
+  Port port_;
+  Port peer_port_;
+  Config config_;
+  FakePrimary primary_;
+  FakeReplica replica_;
+  std::unique_ptr<PeerWatch> peers_;
+  std::unique_ptr<ControlService> service_;
+};
+
+TEST_F(ControlServiceTest, AnswersOnTheNetworkAndOnItsUnixSocketWhichOnlyTheOwnerMayUse) {
+  EXPECT_TRUE(proto::ControlClient({port_.address()}).Hello(HelloFrom("n2"), kTimeout).ok());
+  EXPECT_TRUE(proto::ControlClient({config_.ControlSocket()}).Hello(HelloFrom("n2"), kTimeout).ok());
+  struct stat attributes {};
+  ASSERT_EQ(::stat((config_.state_dir / "control.sock").c_str(), &attributes), 0);
+  EXPECT_EQ(attributes.st_mode & 0777, 0600u);
+}
+
+TEST_F(ControlServiceTest, P9_ANodeThatTheConfigurationDoesNotNameIsRefusedWithTheRemedy) {
+  proto::ControlClient client({port_.address()});
+  const absl::Status status = client.Hello(HelloFrom("n9"), kTimeout).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("add it to n1.toml"));
+}
+
+TEST_F(ControlServiceTest, SessionsAreOpenedAtTheReplicaOfThatUuidAndGetThisNodesDataAddresses) {
+  proto::ControlClient client({port_.address()});
+  control::OpenSessionRequest request;
+  request.set_node("n2");
+  request.set_epoch(5);
+  request.set_volume(Bytes(MakeUuid(2)));
+  const absl::StatusOr<control::OpenSessionReply> reply = client.OpenSession(request, kTimeout);
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->session(), 105u);
+  EXPECT_THAT(reply->data_addresses(), ElementsAre("192.0.2.1:7401"));
+
+  request.set_volume(Bytes(MakeUuid(1)));
+  EXPECT_EQ(client.OpenSession(request, kTimeout).status().code(), absl::StatusCode::kFailedPrecondition);
+  request.set_volume(Bytes(MakeUuid(3)));
+  EXPECT_EQ(client.OpenSession(request, kTimeout).status().code(), absl::StatusCode::kNotFound);
+  request.set_volume("short");
+  EXPECT_EQ(client.OpenSession(request, kTimeout).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControlServiceTest, AnErrorOfAViewArrivesWithItsCodeAndSentence) {
+  control::LeaveRequest request;
+  request.set_volume(Bytes(MakeUuid(2)));
+  const absl::Status status = proto::ControlClient({port_.address()}).Leave(request, kTimeout).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("lacks operations"));
+}
+
+TEST_F(ControlServiceTest, RemoteTreeGivesWhatTheReplicaGave) {
+  proto::ControlClient client({port_.address()});
+  RemoteTree tree(client, MakeUuid(2), kTimeout);
+  const absl::StatusOr<recovery::Inventory> inventory = tree.Inventory();
+  ASSERT_TRUE(inventory.ok()) << inventory.status();
+  ASSERT_EQ(inventory->size(), 2u);
+  EXPECT_EQ((*inventory)[1].path, "a\xff");
+  EXPECT_EQ((*inventory)[1].id, FileId{9});
+  EXPECT_EQ((*inventory)[1].xattr_crc, 77u);
+  const absl::StatusOr<recovery::BlockChecksums> sums = tree.Checksums(FileId{9}, {4, 8}, 16);
+  ASSERT_TRUE(sums.ok()) << sums.status();
+  EXPECT_THAT(sums->crc, ElementsAre(4, 16));
+  EXPECT_EQ(sums->size, 8u);
+  EXPECT_EQ(tree.Checksums(FileId{1}, {4, 8}, 16).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControlServiceTest, StatusTellsTheRoleOfEachVolume) {
+  const absl::StatusOr<control::StatusReply> reply =
+      proto::ControlClient({config_.ControlSocket()}).Status({}, kTimeout);
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  ASSERT_EQ(reply->volumes_size(), 2);
+  EXPECT_EQ(reply->volumes(0).role(), "primary");
+  EXPECT_EQ(reply->volumes(0).epoch(), 3u);
+  EXPECT_EQ(reply->volumes(0).on_loss(), "suspend");
+  EXPECT_EQ(reply->volumes(1).role(), "replica");
+  EXPECT_EQ(reply->volumes(1).primary(), "n2");
+  EXPECT_EQ(reply->peers(0).node(), "n2");
+  EXPECT_FALSE(reply->peers(0).reachable());
+}
+
+TEST_F(ControlServiceTest, VerifyStreamsToTheEndAndAReplicaRefusesIt) {
+  proto::ControlClient client({config_.ControlSocket()});
+  control::VerifyRequest request;
+  request.set_volume("v0");
+  std::vector<control::VerifyProgress> seen;
+  const auto take = [&seen](const control::VerifyProgress& progress) {
+    seen.push_back(progress);
+    return true;
+  };
+  ASSERT_TRUE(client.Verify(request, kTimeout, take).ok());
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_TRUE(seen[1].finished());
+  EXPECT_EQ(seen[1].differences(0).path(), "a\xff");
+  request.set_volume("v1");
+  EXPECT_EQ(client.Verify(request, kTimeout, take).code(), absl::StatusCode::kFailedPrecondition);
+  request.set_volume("v7");
+  EXPECT_EQ(client.Verify(request, kTimeout, take).code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControlServiceTest, ACallerMayStopTakingAStream) {
+  control::VerifyRequest request;
+  request.set_volume("v0");
+  proto::ControlClient client({config_.ControlSocket()});
+  EXPECT_EQ(client.Verify(request, kTimeout, [](const control::VerifyProgress&) { return false; }).code(),
+            absl::StatusCode::kCancelled);
+}
+
+TEST_F(ControlServiceTest, CuttingANodeIsForTheOwnSocketOnlyAndRefusesItsCalls) {
+  control::SetReachableRequest request;
+  request.set_node("n2");
+  proto::ControlClient network({port_.address()});
+  proto::ControlClient own({config_.ControlSocket()});
+  EXPECT_EQ(network.SetReachable(request, kTimeout).status().code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_TRUE(network.Hello(HelloFrom("n2"), kTimeout).ok());
+  ASSERT_TRUE(own.SetReachable(request, kTimeout).ok());
+  EXPECT_THAT(primary_.reachable_calls, ElementsAre(std::pair("n2", false)));
+  EXPECT_EQ(network.Hello(HelloFrom("n2"), kTimeout).status().code(), absl::StatusCode::kUnavailable);
+  request.set_reachable(true);
+  ASSERT_TRUE(own.SetReachable(request, kTimeout).ok());
+  EXPECT_TRUE(network.Hello(HelloFrom("n2"), kTimeout).ok());
+  request.set_node("n9");
+  EXPECT_EQ(own.SetReachable(request, kTimeout).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControlServiceTest, P9_AnAddressInUseIsNamed) {
+  ControlService second(config_, 2, *peers_, {});
+  const absl::Status status = second.Start();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(port_.address()));
+}
+
+TEST_F(ControlServiceTest, TheClientGoesOnToTheNextAddressWhenOneRefuses) {
+  proto::ControlClient client({peer_port_.address(), port_.address()});
+  EXPECT_TRUE(client.Hello(HelloFrom("n2"), kTimeout).ok());
+}
+
+TEST_F(ControlServiceTest, TheClientGoesOnToTheNextAddressWhenOneIsSilent) {
+  const Port silent(/*listening=*/true);
+  proto::ControlClient client({silent.address(), port_.address()});
+  EXPECT_TRUE(client.Hello(HelloFrom("n2"), kTimeout).ok());
+}
+
+TEST_F(ControlServiceTest, P6_ACallToNobodyEndsUnavailableAndToASilentOneWithinItsTime) {
+  EXPECT_EQ(proto::ControlClient({peer_port_.address()}).Hello(HelloFrom("n2"), kTimeout).status().code(),
+            absl::StatusCode::kUnavailable);
+  const Port silent(/*listening=*/true);
+  EXPECT_EQ(proto::ControlClient({silent.address()}).Hello(HelloFrom("n2"), 300ms).status().code(),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST_F(ControlServiceTest, AClientFindsADaemonThatWasRestartedAtOnce) {
+  proto::ControlClient client({port_.address()});
+  ASSERT_TRUE(client.Hello(HelloFrom("n2"), kTimeout).ok());
+  service_->Stop();
+  ASSERT_FALSE(client.Hello(HelloFrom("n2"), kTimeout).ok());
+  ASSERT_TRUE(service_->Start().ok());
+  EXPECT_TRUE(client.Hello(HelloFrom("n2"), kTimeout).ok());
+}
+
+TEST_F(ControlServiceTest, HeartbeatsTellWhoIsReachableAndWhoIsSomebodyElse) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<control::PeerStatus> seen;
+  Config other;
+  other.name = "n2";
+  other.peers = {{"n1", {port_.address()}}, {"n3", {port_.address()}}};
+  PeerWatch watch(other, 2, [&](const control::PeerStatus& peer) {
+    const std::lock_guard lock(mutex);
+    seen.push_back(peer);
+    changed.notify_all();
+  });
+  watch.Start();
+  std::unique_lock lock(mutex);
+  ASSERT_TRUE(changed.wait_for(lock, 30s, [&seen] { return seen.size() == 2; }));
+  lock.unlock();
+  EXPECT_TRUE(watch.Peers()[0].reachable());
+  EXPECT_GT(watch.Peers()[0].round_trip_ns(), 0);
+  EXPECT_FALSE(watch.Peers()[1].reachable());
+  EXPECT_THAT(watch.Peers()[1].reason(), HasSubstr("calls itself n1"));
+  EXPECT_TRUE(watch.Ping("n1").ok());
+  EXPECT_EQ(watch.Ping("n9").status().code(), absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace pmirror::server

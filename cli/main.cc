@@ -11,12 +11,15 @@
 
 int main(int argc, char** argv) {
   using pmirror::cli::kWrongUsage;
-  ::setenv("GRPC_VERBOSITY", "NONE", 0);  // its errors come back as statuses, in a sentence
+
   // What follows "--" belongs to the program of `pmirror run` and is not ours to read.
   std::vector<std::string> own(argv + 1, argv + argc);
   const auto separator = std::find(own.begin(), own.end(), "--");
   const std::vector<std::string> words(separator == own.end() ? own.end() : separator + 1, own.end());
   own.erase(separator, own.end());
+  if (words.empty()) {  // the program of `pmirror run` inherits nothing that it does not need
+    ::setenv("GRPC_VERBOSITY", "NONE", 0);  // gRPC's errors come back as statuses, in a sentence
+  }
 
   CLI::App app(
       "Makes the files of memory-mapped programs highly available.\n"

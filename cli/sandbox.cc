@@ -2,23 +2,11 @@
 // The commands of the test bed.
 #include "cli/sandbox.h"
 
-#include <arpa/inet.h>
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <netinet/in.h>
-#include <sys/file.h>
-#include <sys/mount.h>
-#include <sys/random.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
-#include <fstream>
-#include <iterator>
-#include <map>
+#include <chrono>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -27,7 +15,8 @@
 #include "cli/network.h"
 #include "cli/outcome.h"
 #include "cli/process.h"
-#include "cli/wait.h"
+#include "cli/sandbox_files.h"
+#include "cli/sandbox_nodes.h"
 #include "proto/control_client.h"
 
 namespace pmirror::cli {
@@ -35,206 +24,7 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr std::chrono::seconds kStartTimeout{20};   // until a daemon answers
-constexpr std::chrono::seconds kInSyncTimeout{45};  // until every replica is in sync
 constexpr std::chrono::milliseconds kCallTimeout{2000};
-constexpr size_t kLogLinesShown = 5;
-
-stdfs::path StateFile(const stdfs::path& directory) { return directory / "sandbox.json"; }
-
-// One command at a time on a sandbox: held until the end of the process or of the object.
-class SandboxLock {
- public:
-  static absl::StatusOr<SandboxLock> Take(const stdfs::path& directory) {
-    const int fd = ::open((directory / ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) {
-      return absl::ErrnoToStatus(errno, fmt::format("cannot use {}", directory.string()));
-    }
-    SandboxLock lock(fd);
-    if (::flock(fd, LOCK_EX) != 0) {
-      return absl::ErrnoToStatus(errno, fmt::format("cannot lock {}", directory.string()));
-    }
-    return lock;
-  }
-  SandboxLock(SandboxLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  ~SandboxLock() {
-    if (fd_ >= 0) {
-      ::close(fd_);
-    }
-  }
-
- private:
-  explicit SandboxLock(int fd) : fd_(fd) {}
-  int fd_;
-};
-
-absl::Status WriteFile(const stdfs::path& path, const std::string& text) {
-  const stdfs::path fresh = path.string() + ".new";
-  std::ofstream out(fresh, std::ios::binary | std::ios::trunc);
-  out << text;
-  out.close();
-  if (!out || ::rename(fresh.c_str(), path.c_str()) != 0) {
-    return absl::ErrnoToStatus(errno, fmt::format("cannot write {}", path.string()));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status SaveState(const Sandbox& sandbox) {
-  return WriteFile(StateFile(sandbox.options.directory), Save(sandbox));
-}
-
-absl::Status MakeDirectories(const Sandbox& sandbox) {
-  for (const SandboxNode& node : sandbox.nodes) {
-    for (const SandboxVolume& volume : sandbox.volumes) {
-      for (const stdfs::path& path : {sandbox.Backing(node, volume), sandbox.Mount(node, volume)}) {
-        std::error_code error;
-        stdfs::create_directories(path, error);
-        if (error) {
-          return absl::InternalError(fmt::format("cannot make {}: {}", path.string(), error.message()));
-        }
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
-std::string NewUuid() {
-  std::array<unsigned char, 16> b{};
-  if (::getrandom(b.data(), b.size(), 0) != static_cast<ssize_t>(b.size())) {
-    std::abort();  // the kernel never refuses 16 bytes
-  }
-  b[6] = static_cast<unsigned char>((b[6] & 0x0f) | 0x40);  // version 4, RFC 4122
-  b[8] = static_cast<unsigned char>((b[8] & 0x3f) | 0x80);
-  std::string text;
-  for (size_t i = 0; i < b.size(); ++i) {
-    text += fmt::format("{}{:02x}", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", b[i]);
-  }
-  return text;
-}
-
-// Ports of the loopback interface that nobody has now. All are held at once, so that they differ.
-absl::StatusOr<std::vector<uint16_t>> FreePorts(size_t count) {
-  std::vector<int> sockets;
-  std::vector<uint16_t> ports;
-  while (ports.size() < count) {
-    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockets.push_back(fd);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof(address);
-    if (fd < 0 || ::bind(fd, reinterpret_cast<sockaddr*>(&address), length) != 0 ||
-        ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) {
-      break;
-    }
-    ports.push_back(ntohs(address.sin_port));
-  }
-  std::for_each(sockets.begin(), sockets.end(), &::close);
-  if (ports.size() < count) {
-    return absl::ErrnoToStatus(errno, "cannot find free ports");
-  }
-  return ports;
-}
-
-std::string LastLines(const stdfs::path& log) {
-  std::ifstream in(log);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(in, line);) {
-    lines.push_back(line);
-    if (lines.size() > kLogLinesShown) {
-      lines.erase(lines.begin());
-    }
-  }
-  return fmt::format("{}; the end of {}:\n{}", lines.empty() ? "it logged nothing" : "see its log",
-                     log.string(), fmt::join(lines, "\n"));
-}
-
-// The daemon's own word on the node's configuration, before anything is started.
-absl::Status CheckConfig(const SandboxNode& node) {
-  const absl::StatusOr<stdfs::path> binaries = BinaryDirectory();
-  if (!binaries.ok()) {
-    return binaries.status();
-  }
-  return RunTool({(*binaries / "pmirrord").string(), "--config", node.Config().string(), "--check"}).status();
-}
-
-absl::StatusOr<pid_t> StartNode(const Sandbox& sandbox, const SandboxNode& node) {
-  const absl::StatusOr<stdfs::path> binaries = BinaryDirectory();
-  if (!binaries.ok()) {
-    return binaries.status();
-  }
-  DaemonToStart daemon;
-  daemon.words = {(*binaries / "pmirrord").string(), "--config", node.Config().string()};
-  daemon.log = node.Log();
-  daemon.network_namespace = node.netns;
-  daemon.environment = {sandbox.Marker(node)};
-  return StartDaemon(daemon);
-}
-
-absl::Status WaitUntilItAnswers(const SandboxNode& node) {
-  proto::ControlClient client({node.Control()});
-  bool ended = false;
-  const bool answered = WaitUntil(
-      [&] {
-        ended = ::waitpid(node.pid, nullptr, WNOHANG) == node.pid;
-        return ended || client.Status({}, kCallTimeout).ok();
-      },
-      kStartTimeout);
-  if (ended) {
-    return absl::FailedPreconditionError(
-        fmt::format("the daemon of {} ended at once; {}", node.name, LastLines(node.Log())));
-  }
-  return answered ? absl::OkStatus()
-                  : absl::DeadlineExceededError(fmt::format("the daemon of {} does not answer; {}", node.name,
-                                                            LastLines(node.Log())));
-}
-
-// What is not in sync yet, as a sentence; empty when all is.
-std::string NotInSync(const Sandbox& sandbox, const SandboxVolume& volume, proto::ControlClient& client) {
-  const SandboxNode& primary = *sandbox.Node(volume.primary);
-  const absl::StatusOr<control::StatusReply> reply = client.Status({}, kCallTimeout);
-  if (!reply.ok()) {
-    return std::string(Sentence(reply.status()));
-  }
-  for (const control::VolumeStatus& status : reply->volumes()) {
-    if (status.name() != volume.name) {
-      continue;
-    }
-    if (static_cast<size_t>(status.replicas_size()) + 1 < sandbox.nodes.size()) {
-      return fmt::format("volume {}: not every replica is known to {}", volume.name, primary.name);
-    }
-    for (const control::ReplicaStatus& replica : status.replicas()) {
-      if (replica.state() != "in-sync") {
-        return fmt::format("volume {} on {} is {} {}", volume.name, replica.node(), replica.state(),
-                           replica.reason());
-      }
-    }
-    return "";
-  }
-  return fmt::format("{} does not know volume {}", primary.name, volume.name);
-}
-
-absl::Status WaitUntilInSync(const Sandbox& sandbox) {
-  std::map<std::string, proto::ControlClient> clients;  // of each volume's primary
-  for (const SandboxVolume& volume : sandbox.volumes) {
-    clients.try_emplace(volume.name, std::vector<std::string>{sandbox.Node(volume.primary)->Control()});
-  }
-  std::string lacking;
-  const bool in_sync = WaitUntil(
-      [&] {
-        for (const SandboxVolume& volume : sandbox.volumes) {
-          lacking = NotInSync(sandbox, volume, clients.at(volume.name));
-          if (!lacking.empty()) {
-            return false;
-          }
-        }
-        return true;
-      },
-      kInSyncTimeout);
-  return in_sync ? absl::OkStatus()
-                 : absl::DeadlineExceededError(fmt::format("after {} s: {}; {}", kInSyncTimeout.count(),
-                                                           lacking, LastLines(sandbox.nodes.front().Log())));
-}
 
 absl::Status Bring(Sandbox& sandbox) {
   if (absl::Status status = MakeDirectories(sandbox); !status.ok()) {
@@ -272,25 +62,6 @@ absl::Status Bring(Sandbox& sandbox) {
     }
   }
   return WaitUntilInSync(sandbox);
-}
-
-// Ends every process of one node.
-absl::Status KillNode(const Sandbox& sandbox, const SandboxNode& node) {
-  return KillAll([&] {
-    std::vector<pid_t> found = ProcessesWithEnvironment(sandbox.Marker(node));
-    if (!node.netns.empty()) {
-      const std::vector<pid_t> inside = ProcessesInNamespace(node.netns);
-      found.insert(found.end(), inside.begin(), inside.end());
-    }
-    return found;
-  });
-}
-
-// The directory without '.', '..', symlinks and a slash at its end: what everything is named after.
-stdfs::path Canonical(const stdfs::path& directory) {
-  std::error_code error;
-  const stdfs::path canonical = stdfs::weakly_canonical(stdfs::absolute(directory), error);
-  return canonical.has_filename() ? canonical : canonical.parent_path();
 }
 
 // What can be known without DIR/sandbox.json, when `up` did not come so far: enough to remove it all.
@@ -334,33 +105,6 @@ absl::Status NoSuchNode(const Sandbox& sandbox, const std::string& name) {
       fmt::format("there is no node '{}'; there are {}", name, fmt::join(names, ", ")));
 }
 
-absl::Status RemoveDirectories(const Sandbox& sandbox) {
-  const stdfs::path& directory = sandbox.options.directory;
-  std::vector<stdfs::path> paths;
-  for (const SandboxNode& node : sandbox.nodes) {
-    paths.push_back(node.directory);
-  }
-  if (!sandbox.BackingRoot().empty()) {
-    paths.push_back(sandbox.BackingRoot());
-  }
-  for (const stdfs::path& path : paths) {
-    // Never remove what somebody has mounted there.
-    if (!MountsBelow(path).empty()) {
-      return absl::FailedPreconditionError(
-          fmt::format("something is mounted below {}; unmount it first", path.string()));
-    }
-    std::error_code error;
-    stdfs::remove_all(path, error);
-    if (error) {
-      return absl::InternalError(fmt::format("cannot remove {}: {}", path.string(), error.message()));
-    }
-  }
-  std::error_code ignored;
-  stdfs::remove(directory / ".lock", ignored);
-  stdfs::remove(directory, ignored);  // when nothing else is in it
-  return absl::OkStatus();
-}
-
 // Requires: the lock is held.
 absl::Status TakeDown(const Sandbox& sandbox, bool keep) {
   for (const SandboxNode& node : sandbox.nodes) {
@@ -380,21 +124,6 @@ absl::Status TakeDown(const Sandbox& sandbox, bool keep) {
 }
 
 }  // namespace
-
-absl::StatusOr<Sandbox> OpenSandbox(const stdfs::path& directory) {
-  const stdfs::path file = StateFile(Canonical(directory));
-  std::ifstream in(file, std::ios::binary);
-  if (!in.is_open()) {
-    return absl::NotFoundError(fmt::format("there is no sandbox in {}; make one: pmirror sandbox up {}",
-                                           directory.string(), directory.string()));
-  }
-  absl::StatusOr<Sandbox> sandbox =
-      Restore({std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()});
-  if (!sandbox.ok()) {
-    return absl::DataLossError(fmt::format("{} {}", file.string(), Sentence(sandbox.status())));
-  }
-  return sandbox;
-}
 
 absl::StatusOr<Sandbox> SandboxUp(const SandboxOptions& wanted) {
   SandboxOptions options = wanted;

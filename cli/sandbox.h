@@ -17,9 +17,6 @@
 
 namespace pmirror::cli {
 
-// What DIR/sandbox.json says. kNotFound when there is none.
-absl::StatusOr<Sandbox> OpenSandbox(const std::filesystem::path& directory);
-
 // Makes one and waits until all replicas are in sync. After an error nothing is left of it.
 absl::StatusOr<Sandbox> SandboxUp(const SandboxOptions& options);
 

@@ -7,7 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/node_config.h"
-#include "cli/sandbox.h"
+#include "cli/sandbox_files.h"
 
 namespace pmirror::cli {
 

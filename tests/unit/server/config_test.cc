@@ -117,6 +117,11 @@ nodes = ["n1"]
 primary = "n1"
 )";
 
+// 108 bytes: one more than a socket's address holds.
+constexpr char kLongSocket[] =
+    "socket = \"/a123456789a123456789a123456789a123456789a123456789"
+    "a123456789a123456789a123456789a123456789a123456789abcdefgh\"\nstate_dir";
+
 const std::vector<BadCase> kBadCases{
     {"Syntax", "data = [", "data = ", "f.toml:3:", "is no TOML"},
     {"UnknownKey", "state_dir", "statedir", "f.toml:4:1: statedir: is no key", "state_dir"},
@@ -183,7 +188,8 @@ const std::vector<BadCase> kBadCases{
     {"SocketTooLong", "state_dir",
      "socket = "
      "\"/"
-     "a123456789a123456789a123456789a123456789a123456789a123456789a123456789a123456789a123456789a123456789a1234567\"\n"
+     "a123456789a123456789a123456789a123456789a123456789a123456789a123456789a123456789a123456789a123456789a12"
+     "34567\"\n"
      "state_dir",
      "f.toml:4:10: socket:", "at most 107 bytes"},
 };
@@ -192,6 +198,11 @@ INSTANTIATE_TEST_SUITE_P(Bad, BadConfigTest, ::testing::ValuesIn(kBadCases),
                          [](const ::testing::TestParamInfo<BadCase>& test) {
                            return std::string(test.param.name);
                          });
+
+TEST(ConfigTest, TheExampleForOperatorsIsGood) {
+  const absl::StatusOr<Config> config = LoadConfig(PMIRROR_SOURCE_DIR "/deploy/pmirrord.toml");
+  EXPECT_TRUE(config.ok()) << config.status();
+}
 
 TEST(ConfigTest, AMissingFileIsNamed) {
   const absl::StatusOr<Config> config = LoadConfig("/nonexistent/pmirrord.toml");

@@ -92,12 +92,12 @@ absl::Status RemoveNetwork(const Sandbox& sandbox) {
 // would give it an error.
 std::string DeafRules(const SandboxNode& other) {
   std::string rules =
-      fmt::format("table {} {{ chain arriving {{ type filter hook input priority 0; ", TableOf(other));
+      fmt::format("table {} {{\n chain arriving {{\n  type filter hook input priority 0\n", TableOf(other));
   for (const std::string& address : other.addresses) {
     rules +=
-        fmt::format("{} saddr {} drop; ", address.find(':') == std::string::npos ? "ip" : "ip6", address);
+        fmt::format("  {} saddr {} drop\n", address.find(':') == std::string::npos ? "ip" : "ip6", address);
   }
-  return rules + "} }\n";
+  return rules + " }\n}\n";
 }
 
 absl::Status CutNetwork(const SandboxNode& a, const SandboxNode& b) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Says whether a replica's tree equals the primary's, without a false alarm while programs store to it
-// (docs/internals/verify.md).
+// Says whether a replica's tree equals the primary's, without a false alarm while programs store to it. The
+// argument is in docs/internals/verify.md.
 // ---
 // Trees are compared at one frozen point. Data are compared block by block beside live traffic; only what
 // differs is looked at again, under a freeze, a bounded number of times: its dirty bytes are sent first, and

@@ -62,9 +62,9 @@ TEST(SandboxPlanTest, WithNamespacesEveryNodeHasTwoPathsAndBothFamilies) {
 TEST(SandboxPlanTest, ACutCoversEveryAddressOfTheOtherNode) {
   const SandboxNode node = Plan(2, true).nodes[1];
   EXPECT_EQ(DeafRules(node),
-            "table inet pmirror_cut_n2 { chain arriving { type filter hook input priority 0; ip saddr "
-            "10.77.1.2 drop; "
-            "ip saddr 10.77.2.2 drop; ip6 saddr fd77:1::2 drop; ip6 saddr fd77:2::2 drop; } }\n");
+            "table inet pmirror_cut_n2 {\n chain arriving {\n  type filter hook input priority 0\n"
+            "  ip saddr 10.77.1.2 drop\n  ip saddr 10.77.2.2 drop\n"
+            "  ip6 saddr fd77:1::2 drop\n  ip6 saddr fd77:2::2 drop\n }\n}\n");
 }
 
 TEST(SandboxPlanTest, DirectoriesHaveNamespacesOfTheirOwn) {

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 #include <string>
 
@@ -36,17 +37,16 @@ std::string Unescape(const std::string& text) {
   return plain;
 }
 
-// The type of the topmost mount exactly at `mount_point`; empty when there is none. Asks the kernel's table,
-// because a path whose daemon is dead cannot be asked.
-std::string MountTypeAt(const std::filesystem::path& mount_point) {
-  std::ifstream table("/proc/self/mountinfo");
-  std::string line;
+}  // namespace
+
+std::string MountTypeAt(const std::filesystem::path& mount_point, const std::string& mountinfo) {
+  std::istringstream table(mountinfo);
   std::string type;
-  while (std::getline(table, line)) {
+  for (std::string line; std::getline(table, line);) {
     std::istringstream words(line);
     std::string id, parent, device, root, point, word;
     words >> id >> parent >> device >> root >> point;
-    while (words >> word && word != "-") {
+    while (words >> word && word != "-") {  // optional fields
     }
     if (words >> word && Unescape(point) == mount_point.string()) {
       type = word;
@@ -54,8 +54,6 @@ std::string MountTypeAt(const std::filesystem::path& mount_point) {
   }
   return type;
 }
-
-}  // namespace
 
 absl::StatusOr<UniqueFd> LockStateDirectory(const std::filesystem::path& directory) {
   std::error_code error;
@@ -86,8 +84,14 @@ absl::StatusOr<UniqueFd> LockStateDirectory(const std::filesystem::path& directo
 }
 
 absl::StatusOr<int> DetachStaleMounts(const std::filesystem::path& mount_point) {
+  // Asks the kernel's table, because a path whose daemon is dead cannot be asked.
+  const auto stale = [&mount_point] {
+    std::ifstream table("/proc/self/mountinfo", std::ios::binary);
+    return MountTypeAt(mount_point, {std::istreambuf_iterator<char>(table),
+                                     std::istreambuf_iterator<char>()}) == kMountType;
+  };
   int detached = 0;
-  while (MountTypeAt(mount_point) == kMountType) {
+  while (stale()) {
     if (detached == kMaxStackedMounts || ::umount2(mount_point.c_str(), MNT_DETACH) != 0) {
       return absl::ErrnoToStatus(errno,
                                  fmt::format("cannot detach the dead mount at {}", mount_point.string()));

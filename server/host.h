@@ -3,8 +3,9 @@
 // mounts, limits.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
-#include <vector>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -15,6 +16,10 @@ namespace pmirror::server {
 // Makes the directory (mode 0700) when it is not there and takes its lock: held while the descriptor is open,
 // given back by the kernel however the process ends. kAlreadyExists names the process that holds it.
 absl::StatusOr<UniqueFd> LockStateDirectory(const std::filesystem::path& directory);
+
+// The type of the topmost mount exactly at `mount_point`, from the text of /proc/self/mountinfo; empty when
+// there is none.
+std::string MountTypeAt(const std::filesystem::path& mount_point, const std::string& mountinfo);
 
 // Detaches mounts of pmirror at `mount_point` that an earlier daemon left behind (programs on them get
 // ENOTCONN). Answers how many there were. Requires: the state directory is locked, so that no living daemon

@@ -60,14 +60,14 @@ class Node:
 
 
 def parse_states(text):
-    """The volumes' states that `sandbox up` prints: one or several JSON objects, or a list of them."""
+    """The volumes' states that `sandbox up` prints: one or several JSON objects, or a list of them; an object may hold all "volumes"."""
     decoder, states, at = json.JSONDecoder(), [], 0
     while at < len(text):
         if text[at].isspace():
             at += 1
             continue
         value, at = decoder.raw_decode(text, at)
-        states += value if isinstance(value, list) else [value]
+        states += value if isinstance(value, list) else value.get("volumes", [value])
     return states
 
 

@@ -227,6 +227,10 @@ class StatesTest(unittest.TestCase):
                      json.dumps([one, other])):
             self.assertEqual(parse_states(text), [one, other])
 
+    def test_reads_the_volumes_of_one_object(self):
+        one, other = {"volume": "v0"}, {"volume": "v1"}
+        self.assertEqual(parse_states(json.dumps({**one, "volumes": [one, other]})), [one, other])
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

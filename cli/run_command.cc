@@ -22,7 +22,6 @@ struct RunOptions {
   TargetOptions target;
   std::string volume;
   std::string node;
-  bool wait = false;
 };
 
 // The library beside the binary's directory: build/bin and build/lib, /usr/bin and /usr/lib.
@@ -93,9 +92,6 @@ int Run(const RunOptions& options, const std::vector<std::string>& words) {
   const std::string preload =
       others != nullptr && *others != '\0' ? fmt::format("{}:{}", *library, others) : *library;
   ::setenv("LD_PRELOAD", preload.c_str(), 1);
-  if (options.wait) {
-    ::setenv("PMIRROR_WAIT", "1", 1);
-  }
   std::vector<char*> arguments;
   for (const std::string& word : words) {
     arguments.push_back(const_cast<char*>(word.c_str()));
@@ -116,8 +112,6 @@ void AddRun(CLI::App& app, const std::vector<std::string>& words, int& exit_code
   options->target.AddTo(*run);
   run->add_option("--volume", options->volume, "Run on the primary of this volume; the default is v0");
   run->add_option("--node", options->node, "Run on this node of the sandbox instead");
-  run->add_flag("--wait", options->wait,
-                "Wait for files that a program without the library has open, instead of failing with EBUSY");
   run->callback([options, &words, &exit_code] {
     if (words.empty()) {
       throw CLI::ValidationError("run", "a command is needed after --");

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "fs/operation_log.h"
+
+#include <cassert>
+
+namespace pmirror::fs {
+
+uint64_t OperationLog::Append(NamespaceOp& op) {
+  std::lock_guard lock(mutex_);
+  const uint64_t number = first_ + operations_.size();
+  if (op.kind == OpKind::kTruncate || op.kind == OpKind::kAllocate) {
+    op.generation = 2 * number;
+  }
+  auto bytes = std::make_shared<std::vector<std::byte>>();
+  Encode(op, *bytes);
+  operations_.push_back(std::move(bytes));
+  return number;
+}
+
+uint64_t OperationLog::last() const {
+  std::lock_guard lock(mutex_);
+  return first_ + operations_.size() - 1;
+}
+
+uint64_t OperationLog::first() const {
+  std::lock_guard lock(mutex_);
+  return first_;
+}
+
+OperationLog::Bytes OperationLog::Get(uint64_t number) const {
+  std::lock_guard lock(mutex_);
+  assert(number >= first_ && number < first_ + operations_.size());
+  return operations_[number - first_];
+}
+
+void OperationLog::Trim(uint64_t number) {
+  std::lock_guard lock(mutex_);
+  while (!operations_.empty() && first_ <= number) {
+    operations_.pop_front();
+    ++first_;
+  }
+}
+
+bool OperationLog::full() const {
+  std::lock_guard lock(mutex_);
+  return operations_.size() >= kMaxOperations;
+}
+
+}  // namespace pmirror::fs

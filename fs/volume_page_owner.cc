@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "fs/volume_page_owner.h"
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+
+#include <climits>
+
+namespace pmirror::fs {
+namespace {
+
+// Low half of a little-endian 64-bit word: what other processes sleep on.
+void WakeAll(const std::atomic<uint64_t>& word) {
+  ::syscall(SYS_futex, reinterpret_cast<const uint32_t*>(&word), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<VolumePageOwner>> VolumePageOwner::Create(const Settings& settings) {
+  absl::StatusOr<SharedObject<VolumePage>> page =
+      SharedObject<VolumePage>::Create("pmirror-volume", Receivers::kReadOnly);
+  if (!page.ok()) {
+    return page.status();
+  }
+  VolumePage& fields = **page;
+  fields.magic = kVolumePageMagic;
+  fields.version = 1;
+  fields.epoch.store(Raw(settings.epoch));
+  fields.on_loss = static_cast<uint32_t>(settings.on_loss);
+  fields.replica_count = settings.replica_count;
+  fields.deadline_ns = settings.deadline_ns;
+  fields.suspend_ns = settings.suspend_ns;
+  fields.domain = static_cast<uint32_t>(settings.domain);
+  fields.tracking = static_cast<uint32_t>(settings.tracking);
+  fields.state.store(static_cast<uint32_t>(VolumeState::kServing));
+  return std::unique_ptr<VolumePageOwner>(new VolumePageOwner(*std::move(page)));
+}
+
+void VolumePageOwner::SetState(VolumeState state) {
+  page_->state.store(static_cast<uint32_t>(state), std::memory_order_release);
+}
+
+void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners) {
+  std::lock_guard lock(mutex_);
+  const SetWord old = LoadSet(*page_);
+  const SetVersion version{Raw(old.version()) + 1};
+  page_->set.store(SetWord::Make(members, joiners, version).raw, std::memory_order_seq_cst);
+  WakeAll(page_->set);
+}
+
+absl::StatusOr<uint32_t> VolumePageOwner::TakeSlot(FileId file, uint64_t size_generation, uint64_t size) {
+  std::lock_guard lock(mutex_);
+  uint32_t index = 0;
+  if (!free_slots_.empty()) {
+    index = free_slots_.back();
+    free_slots_.pop_back();
+  } else if (used_slots_ < kMaxFileSlots) {
+    index = used_slots_++;
+  } else {
+    return absl::ResourceExhaustedError("more than 65536 files of one volume are open; close some");
+  }
+  FileSlot& slot = page_->slots[index];
+  slot.size_generation.store(size_generation);
+  slot.size.store(size);
+  slot.flags.store(0);
+  slot.file.store(Raw(file), std::memory_order_release);
+  return index;
+}
+
+void VolumePageOwner::FreeSlot(uint32_t slot) {
+  std::lock_guard lock(mutex_);
+  page_->slots[slot].file.store(Raw(FileId::kNone), std::memory_order_release);
+  free_slots_.push_back(slot);
+}
+
+void VolumePageOwner::BeginSizeOperation(uint32_t slot) { page_->slots[slot].size_generation.fetch_or(1); }
+
+void VolumePageOwner::AbandonSizeOperation(uint32_t slot) {
+  std::atomic<uint64_t>& generation = page_->slots[slot].size_generation;
+  generation.fetch_and(~uint64_t{1});
+  WakeAll(generation);
+}
+
+void VolumePageOwner::EndSizeOperation(uint32_t slot, uint64_t generation, uint64_t size) {
+  page_->slots[slot].size.store(size);
+  page_->slots[slot].size_generation.store(generation);
+  WakeAll(page_->slots[slot].size_generation);
+}
+
+}  // namespace pmirror::fs

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The daemon's side of a volume page: creates it, sets its fields, and hands out file slots. Thread-safe.
+#pragma once
+
+#include <mutex>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "fs/shared_object.h"
+#include "replication/persistence.h"
+#include "replication/tracker.h"
+#include "replication/volume_page.h"
+
+namespace pmirror::fs {
+
+class VolumePageOwner {
+ public:
+  struct Settings {
+    Epoch epoch{};
+    OnLoss on_loss = OnLoss::kSuspend;
+    uint32_t replica_count = 0;
+    uint64_t deadline_ns = 0;
+    uint64_t suspend_ns = 0;
+    Domain domain = Domain::kFile;
+    Tracking tracking = Tracking::kNone;
+  };
+  static absl::StatusOr<std::unique_ptr<VolumePageOwner>> Create(const Settings& settings);
+
+  const VolumePage& page() const { return *page_; }
+  int fd() const { return page_.fd(); }
+
+  void SetState(VolumeState state);
+  // Publishes a new in-sync set under the next version and wakes who waits for a change.
+  void SetMembers(uint8_t members, uint8_t joiners);
+
+  // RESOURCE_EXHAUSTED when kMaxFileSlots files are open.
+  absl::StatusOr<uint32_t> TakeSlot(FileId file, uint64_t size_generation, uint64_t size);
+  void FreeSlot(uint32_t slot);
+  FileSlot& slot(uint32_t index) { return page_->slots[index]; }
+
+  // Half-steps of a size operation. Requires: the caller holds the file's size lock.
+  void BeginSizeOperation(uint32_t slot);
+  void AbandonSizeOperation(uint32_t slot);
+  void EndSizeOperation(uint32_t slot, uint64_t generation, uint64_t size);
+
+ private:
+  explicit VolumePageOwner(SharedObject<VolumePage> page) : page_(std::move(page)) {}
+
+  SharedObject<VolumePage> page_;
+  std::mutex mutex_;
+  std::vector<uint32_t> free_slots_;  // guarded by mutex_; reused last in, first out
+  uint32_t used_slots_ = 0;           // guarded by mutex_; slots ever used
+};
+
+}  // namespace pmirror::fs

@@ -22,7 +22,8 @@ absl::StatusOr<SharedMemory> SharedMemory::Create(const char* name, size_t bytes
     return absl::ErrnoToStatus(errno, "map shared memory");
   }
   memory.bytes_ = bytes;
-  const int seals = F_SEAL_SHRINK | F_SEAL_GROW | (receivers == Receivers::kReadOnly ? F_SEAL_FUTURE_WRITE : 0);
+  const int seals =
+      F_SEAL_SHRINK | F_SEAL_GROW | (receivers == Receivers::kReadOnly ? F_SEAL_FUTURE_WRITE : 0);
   if (::fcntl(memory.fd(), F_ADD_SEALS, seals) != 0) {
     return absl::ErrnoToStatus(errno, "seal shared memory");
   }
@@ -36,7 +37,8 @@ absl::StatusOr<SharedMemory> SharedMemory::Receive(UniqueFd fd, size_t bytes) {
   }
   const int seals = ::fcntl(fd.get(), F_GET_SEALS);
   if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || static_cast<size_t>(attributes.st_size) < bytes) {
-    return absl::InvalidArgumentError("shared memory of a program is too small or not sealed against shrinking");
+    return absl::InvalidArgumentError(
+        "shared memory of a program is too small or not sealed against shrinking");
   }
   SharedMemory memory;
   memory.fd_ = std::move(fd);

@@ -22,16 +22,18 @@ namespace pmirror {
 static_assert(std::endian::native == std::endian::little, "the wire format is written with plain stores");
 
 enum class FrameKind : uint8_t {
-  kHello = 1,        // opener -> replica: first frame of a connection; payload HelloBody
-  kHelloAck = 2,     // replica -> opener: payload HelloAckBody
-  kDataImage = 3,    // sender -> replica: bytes of ranges of one file under one order number
-  kNamespaceOp = 4,  // daemon -> replica: one change of the tree; payload namespace_op.h; header.order is its operation number
-  kBarrier = 5,      // sender -> replica: make durable what this session sent, and all of `file` if named; no payload
-  kAck = 6,          // replica -> sender: payload AckBody
-  kRefusal = 7,      // replica -> sender: one frame was not applied; payload RefusalBody
-  kHeartbeat = 8,    // daemon <-> replica: answered by an ack
-  kGrant = 9,        // daemon -> replica: session `order` may write `file`; no payload
-  kRevoke = 10,      // daemon -> replica: session `order` may no longer write `file` (kNone: the session ends)
+  kHello = 1,      // opener -> replica: first frame of a connection; payload HelloBody
+  kHelloAck = 2,   // replica -> opener: payload HelloAckBody
+  kDataImage = 3,  // sender -> replica: bytes of ranges of one file under one order number
+  kNamespaceOp =
+      4,  // daemon -> replica: one change of the tree; payload namespace_op.h; header.order is its operation number
+  kBarrier =
+      5,     // sender -> replica: make durable what this session sent, and all of `file` if named; no payload
+  kAck = 6,  // replica -> sender: payload AckBody
+  kRefusal = 7,    // replica -> sender: one frame was not applied; payload RefusalBody
+  kHeartbeat = 8,  // daemon <-> replica: answered by an ack
+  kGrant = 9,      // daemon -> replica: session `order` may write `file`; no payload
+  kRevoke = 10,    // daemon -> replica: session `order` may no longer write `file` (kNone: the session ends)
   // 11..13 belong to recovery reads, resync and verify streams.
 };
 
@@ -46,19 +48,22 @@ constexpr uint32_t kFrameMagic = 0x31524d50;  // "PMR1" in memory order
 constexpr uint16_t kFrameVersion = 1;
 
 struct FrameHeader {
-  uint32_t magic;             // kFrameMagic
-  uint16_t version;           // kFrameVersion
-  uint8_t kind;               // FrameKind
-  uint8_t flags;              // kFlag*
-  uint64_t epoch;             // of the sender; the replica refuses an older one
-  uint64_t set_version;       // of the in-sync set the sender used
-  uint64_t session;           // SessionId
-  uint64_t sequence;          // position in the session, from 1, no gaps within a connection; 0 for hello, acks and refusals
+  uint32_t magic;        // kFrameMagic
+  uint16_t version;      // kFrameVersion
+  uint8_t kind;          // FrameKind
+  uint8_t flags;         // kFlag*
+  uint64_t epoch;        // of the sender; the replica refuses an older one
+  uint64_t set_version;  // of the in-sync set the sender used
+  uint64_t session;      // SessionId
+  uint64_t
+      sequence;  // position in the session, from 1, no gaps within a connection; 0 for hello, acks and refusals
   uint64_t durable_sequence;  // highest sequence the sender of this frame knows to be durable
   uint64_t file;              // FileId; 0 where the kind names no file
-  uint64_t order;             // order number (data image), operation number (namespace op), session (grant, revoke); else 0
-  uint64_t size_generation;   // of `file` when the order number was taken: 2 x operation number; 0 for other kinds
-  uint32_t range_count;       // 0..kMaxRanges
+  uint64_t
+      order;  // order number (data image), operation number (namespace op), session (grant, revoke); else 0
+  uint64_t
+      size_generation;   // of `file` when the order number was taken: 2 x operation number; 0 for other kinds
+  uint32_t range_count;  // 0..kMaxRanges
   uint32_t extension_length;  // bytes, 0..kMaxExtension
   uint32_t payload_length;    // bytes, 0..kMaxPayload
   uint32_t payload_crc;       // CRC32C, 0 when there is no payload
@@ -76,7 +81,8 @@ static_assert(sizeof(WireRange) == 16);
 constexpr uint32_t kMaxRanges = 1024;
 constexpr uint32_t kMaxExtension = 4096;
 constexpr uint32_t kMaxPayload = 1 << 20;  // senders split what is larger under one order number
-constexpr uint32_t kMaxFrame = sizeof(FrameHeader) + kMaxRanges * sizeof(WireRange) + kMaxExtension + kMaxPayload;
+constexpr uint32_t kMaxFrame =
+    sizeof(FrameHeader) + kMaxRanges * sizeof(WireRange) + kMaxExtension + kMaxPayload;
 
 enum class SessionKind : uint32_t {
   kDaemon = 1,   // may send every kind; one a volume and replica
@@ -84,16 +90,16 @@ enum class SessionKind : uint32_t {
 };
 
 struct HelloBody {
-  std::byte volume[16];       // Uuid
-  std::byte ticket[16];       // one-time secret from the control protocol
-  uint64_t next_sequence;     // sequence of the first frame that will follow; > 1 when a session is resumed
-  uint32_t kind;              // SessionKind
-  uint32_t reserved;          // 0
+  std::byte volume[16];    // Uuid
+  std::byte ticket[16];    // one-time secret from the control protocol
+  uint64_t next_sequence;  // sequence of the first frame that will follow; > 1 when a session is resumed
+  uint32_t kind;           // SessionKind
+  uint32_t reserved;       // 0
 };
 static_assert(sizeof(HelloBody) == 48);
 
 struct HelloAckBody {
-  uint64_t received_sequence;   // of this session, from earlier connections
+  uint64_t received_sequence;  // of this session, from earlier connections
   uint64_t durable_sequence;
   uint64_t operation_received;  // highest namespace operation number applied (daemon sessions)
   uint64_t credit_limit;        // see AckBody; counted from 0 for this connection
@@ -101,30 +107,30 @@ struct HelloAckBody {
 static_assert(sizeof(HelloAckBody) == 32);
 
 struct AckBody {
-  uint64_t received_sequence;   // every frame up to here was checked, and applied or refused
-  uint64_t durable_sequence;    // every applied frame up to here is in the replica's persistence domain
-  uint64_t operation_durable;   // highest namespace operation number that is durable
-  uint64_t credit_limit;        // total frame bytes (all parts) the sender may have sent on this connection
+  uint64_t received_sequence;  // every frame up to here was checked, and applied or refused
+  uint64_t durable_sequence;   // every applied frame up to here is in the replica's persistence domain
+  uint64_t operation_durable;  // highest namespace operation number that is durable
+  uint64_t credit_limit;       // total frame bytes (all parts) the sender may have sent on this connection
 };
 static_assert(sizeof(AckBody) == 32);
 
 enum class RefusalCode : uint32_t {
-  kRecapture = 1,     // nobody's fault: capture the ranges again under a new order number
-  kNoSpace = 2,       // the replica's file system is full; nothing of the frame was applied
-  kNoSuchFile = 3,    // the replica has no object of that id
-  kNotGranted = 4,    // this session may not write that file, or not send that kind
-  kOldEpoch = 5,      // the sender's epoch was superseded; the session is closed
-  kOutOfRange = 6,    // a range ends past the largest file the replica's file system can hold
-  kIoError = 7,       // the replica's storage failed; error_number says how
-  kBlocked = 8,       // an earlier namespace operation was refused and has to be repeated first
+  kRecapture = 1,   // nobody's fault: capture the ranges again under a new order number
+  kNoSpace = 2,     // the replica's file system is full; nothing of the frame was applied
+  kNoSuchFile = 3,  // the replica has no object of that id
+  kNotGranted = 4,  // this session may not write that file, or not send that kind
+  kOldEpoch = 5,    // the sender's epoch was superseded; the session is closed
+  kOutOfRange = 6,  // a range ends past the largest file the replica's file system can hold
+  kIoError = 7,     // the replica's storage failed; error_number says how
+  kBlocked = 8,     // an earlier namespace operation was refused and has to be repeated first
 };
 
 struct RefusalBody {
-  uint64_t sequence;      // of the refused frame
-  uint64_t file;          // as in the refused frame
-  uint64_t order;         // as in the refused frame: tells a sender which capture to repeat
-  uint32_t code;          // RefusalCode
-  int32_t error_number;   // errno on the replica, 0 where code says all
+  uint64_t sequence;     // of the refused frame
+  uint64_t file;         // as in the refused frame
+  uint64_t order;        // as in the refused frame: tells a sender which capture to repeat
+  uint32_t code;         // RefusalCode
+  int32_t error_number;  // errno on the replica, 0 where code says all
 };
 static_assert(sizeof(RefusalBody) == 32);
 
@@ -136,7 +142,8 @@ const char* Name(FrameKind kind);
 const char* Name(RefusalCode code);
 
 // The header CRC over header (header_crc taken as zero), ranges and extension as they stand in memory.
-uint32_t HeaderCrc(const FrameHeader& header, std::span<const WireRange> ranges, std::span<const std::byte> extension);
+uint32_t HeaderCrc(const FrameHeader& header, std::span<const WireRange> ranges,
+                   std::span<const std::byte> extension);
 
 // Bytes of the whole frame. Requires: CheckHeader(header) == kOk.
 constexpr size_t FrameBytes(const FrameHeader& header) {

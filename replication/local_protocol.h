@@ -17,9 +17,10 @@
 namespace pmirror::local {
 
 constexpr uint32_t kVersion = 1;
-constexpr size_t kMaxVolumes = 32;      // mounted on one node
-constexpr size_t kMaxHandover = 64;     // extents in one handover record
-constexpr char kSocketEnvironment[] = "PMIRROR_SOCKET";  // path; otherwise the mount's source names it: "pmirror:<path>"
+constexpr size_t kMaxVolumes = 32;   // mounted on one node
+constexpr size_t kMaxHandover = 64;  // extents in one handover record
+constexpr char kSocketEnvironment[] =
+    "PMIRROR_SOCKET";  // path; otherwise the mount's source names it: "pmirror:<path>"
 
 enum class RequestKind : uint32_t {
   // First on every connection. main != 0: this process will open files of the mounts; passes the ticket table and, when it could be opened,
@@ -50,49 +51,58 @@ enum class RequestKind : uint32_t {
 struct Request {
   uint32_t version = kVersion;
   RequestKind kind{};
-  uint32_t volume = 0;       // index in the hello reply's mounts
-  uint32_t replica = 0;      // index in the volume
-  uint64_t file = 0;         // FileId
-  uint64_t address = 0;      // kMapped, kUnmapped
-  uint64_t length = 0;       // bytes
-  uint64_t offset = 0;       // bytes in the file
-  uint64_t session = 0;      // kOpenSession
+  uint32_t volume = 0;   // index in the hello reply's mounts
+  uint32_t replica = 0;  // index in the volume
+  uint64_t file = 0;     // FileId
+  uint64_t address = 0;  // kMapped, kUnmapped
+  uint64_t length = 0;   // bytes
+  uint64_t offset = 0;   // bytes in the file
+  uint64_t session = 0;  // kOpenSession
   uint64_t next_sequence = 0;
-  uint64_t wait_ns = 0;      // kOpenSession, kSyncOthers, kSyncVolume
-  uint32_t main = 0;         // kHello
-  uint32_t writable = 0;     // kMapped: stores are possible (now, or after mprotect)
-  uint32_t tracked = 0;      // kMapped: Tracking
-  uint32_t abandoned = 0;    // kUnmapped
-  uint32_t extent_count = 0; // kUnmapped
-  uint32_t report = 0;       // kReport: ReportKind
-  uint64_t value = 0;        // kReport
+  uint64_t wait_ns = 0;       // kOpenSession, kSyncOthers, kSyncVolume
+  uint32_t main = 0;          // kHello
+  uint32_t writable = 0;      // kMapped: stores are possible (now, or after mprotect)
+  uint32_t tracked = 0;       // kMapped: Tracking
+  uint32_t abandoned = 0;     // kUnmapped
+  uint32_t extent_count = 0;  // kUnmapped
+  uint32_t report = 0;        // kReport: ReportKind
+  uint64_t value = 0;         // kReport
   Extent extents[kMaxHandover];
 };
 
-enum class ReportKind : uint32_t { kSuspended = 1, kResumed, kFailed, kRecaptured, kSenderFull, kPeerCongested, kReconnected, kSynced };
+enum class ReportKind : uint32_t {
+  kSuspended = 1,
+  kResumed,
+  kFailed,
+  kRecaptured,
+  kSenderFull,
+  kPeerCongested,
+  kReconnected,
+  kSynced
+};
 
 struct Mount {
-  uint64_t device = 0;       // st_dev of the FUSE mount
+  uint64_t device = 0;  // st_dev of the FUSE mount
   Uuid volume{};
-  char name[64] = {};        // of the volume, NUL-terminated
+  char name[64] = {};  // of the volume, NUL-terminated
 };
 
 struct Reply {
   uint32_t version = kVersion;
-  int32_t error = 0;         // errno, 0 on success
+  int32_t error = 0;  // errno, 0 on success
   uint32_t volume = 0;
   uint32_t mount_count = 0;
-  int32_t holder = 0;        // pid that makes kOpenBacking EBUSY
-  uint32_t slot = 0;         // kOpenBacking: index into VolumePage::slots
+  int32_t holder = 0;  // pid that makes kOpenBacking EBUSY
+  uint32_t slot = 0;   // kOpenBacking: index into VolumePage::slots
   uint64_t file = 0;
   uint64_t size = 0;
   uint32_t writable = 0;
   uint32_t reserved = 0;
-  uint64_t session = 0;      // kOpenSession
+  uint64_t session = 0;  // kOpenSession
   uint64_t received_sequence = 0;
   uint64_t durable_sequence = 0;
   uint64_t credit_limit = 0;
-  char text[128] = {};       // one sentence when error != 0
+  char text[128] = {};  // one sentence when error != 0
   Mount mounts[kMaxVolumes];
 };
 

@@ -19,21 +19,22 @@
 namespace pmirror {
 
 enum class OpKind : uint8_t {
-  kCreate = 1,      // target, parent, name, mode (type bits and permissions), uid, gid, rdev, value (symlink target, else empty)
-  kCreateOrphan,    // target, mode, uid, gid: an object without a name (O_TMPFILE)
-  kLink,            // target, parent, name: another name; gives an orphan its first one
-  kUnlink,          // target, parent, name; flags: kOpOrphaned when it was the last name and the primary holds the object open
-  kRemoveDirectory, // target, parent, name
-  kRename,          // target, parent, name, new_parent, new_name, replaced (kNone when nothing was);
-                    // flags: kOpExchange, kOpOrphaned (the replaced object is still open)
-  kForgetOrphan,    // target: the last handle of an orphan is closed
-  kSetMode,         // target, mode
-  kSetOwner,        // target, uid, gid (UINT32_MAX: unchanged), mode (after the change: setuid bits may have been cleared)
-  kSetTimes,        // target, atime, mtime
-  kSetXattr,        // target, name (attribute), value
-  kRemoveXattr,     // target, name (attribute)
-  kTruncate,        // target, extent.offset (new size), generation
-  kAllocate,        // target, extent, flags (fallocate mode bits), generation
+  kCreate =
+      1,  // target, parent, name, mode (type bits and permissions), uid, gid, rdev, value (symlink target, else empty)
+  kCreateOrphan,  // target, mode, uid, gid: an object without a name (O_TMPFILE)
+  kLink,          // target, parent, name: another name; gives an orphan its first one
+  kUnlink,  // target, parent, name; flags: kOpOrphaned when it was the last name and the primary holds the object open
+  kRemoveDirectory,  // target, parent, name
+  kRename,           // target, parent, name, new_parent, new_name, replaced (kNone when nothing was);
+                     // flags: kOpExchange, kOpOrphaned (the replaced object is still open)
+  kForgetOrphan,     // target: the last handle of an orphan is closed
+  kSetMode,          // target, mode
+  kSetOwner,  // target, uid, gid (UINT32_MAX: unchanged), mode (after the change: setuid bits may have been cleared)
+  kSetTimes,     // target, atime, mtime
+  kSetXattr,     // target, name (attribute), value
+  kRemoveXattr,  // target, name (attribute)
+  kTruncate,     // target, extent.offset (new size), generation
+  kAllocate,     // target, extent, flags (fallocate mode bits), generation
 };
 
 // Values of NamespaceOp::flags; kAllocate uses fallocate(2)'s own bits instead.

@@ -24,8 +24,8 @@ struct [[nodiscard]] Error {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                       // NOLINT(google-explicit-constructor)
-  Result(Error error) : error_(error) { assert(!error.ok()); }        // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}                 // NOLINT(google-explicit-constructor)
+  Result(Error error) : error_(error) { assert(!error.ok()); }  // NOLINT(google-explicit-constructor)
 
   bool ok() const { return value_.has_value(); }
   const Error& error() const { return error_; }
@@ -42,9 +42,9 @@ class [[nodiscard]] Result {
 }  // namespace pmirror
 
 // Returns from the calling function when `expression` (an Error) is not ok.
-#define PMIRROR_RETURN_IF_ERROR(expression)                                      \
-  do {                                                                           \
-    if (::pmirror::Error pmirror_error = (expression); !pmirror_error.ok()) {    \
-      return pmirror_error;                                                      \
-    }                                                                            \
+#define PMIRROR_RETURN_IF_ERROR(expression)                                   \
+  do {                                                                        \
+    if (::pmirror::Error pmirror_error = (expression); !pmirror_error.ok()) { \
+      return pmirror_error;                                                   \
+    }                                                                         \
   } while (false)

@@ -17,21 +17,26 @@ namespace pmirror {
 enum class TicketState : uint32_t { kFree = 0, kOpen = 1, kRedo = 2 };
 
 struct Ticket {
-  std::atomic<uint32_t> state;   // TicketState, published last; also the futex word that waiters of an open ticket sleep on
-  uint32_t volume;               // index in the process's mount list
-  std::atomic<uint64_t> serial;  // grows with each opening in this process: a waiter waits for serials below its own
-  uint64_t file;                 // FileId
-  uint64_t offset;               // hull of the ranges, bytes
+  std::atomic<uint32_t>
+      state;  // TicketState, published last; also the futex word that waiters of an open ticket sleep on
+  uint32_t volume;  // index in the process's mount list
+  std::atomic<uint64_t>
+      serial;       // grows with each opening in this process: a waiter waits for serials below its own
+  uint64_t file;    // FileId
+  uint64_t offset;  // hull of the ranges, bytes
   uint64_t length;
 };
 static_assert(sizeof(Ticket) == 40);
 
-constexpr size_t kMaxTickets = 1024;  // redo tickets of one file are merged into their hull before the table runs full
+constexpr size_t kMaxTickets =
+    1024;  // redo tickets of one file are merged into their hull before the table runs full
 
 struct TicketTable {
   std::atomic<uint64_t> next_serial;
-  std::atomic<uint64_t> acknowledged_syncs[32];  // by volume index: what `pmirror status` counts as durable_seq
-  std::atomic<uint64_t> abandoned;  // set when a process cannot say any more what is dirty: everything it mapped is
+  std::atomic<uint64_t>
+      acknowledged_syncs[32];  // by volume index: what `pmirror status` counts as durable_seq
+  std::atomic<uint64_t>
+      abandoned;  // set when a process cannot say any more what is dirty: everything it mapped is
   Ticket tickets[kMaxTickets];
 };
 

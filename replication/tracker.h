@@ -7,8 +7,8 @@
 namespace pmirror {
 
 enum class Tracking : uint32_t {
-  kNone = 0,         // not proven: a sync sends the whole synced range
-  kWritten = 1,      // proven with PAGE_IS_WRITTEN alone (page cache, tmpfs)
+  kNone = 0,            // not proven: a sync sends the whole synced range
+  kWritten = 1,         // proven with PAGE_IS_WRITTEN alone (page cache, tmpfs)
   kWrittenPresent = 2,  // proven with PAGE_IS_WRITTEN and PAGE_IS_PRESENT, MADV_NOHUGEPAGE (fsdax)
 };
 

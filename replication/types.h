@@ -47,8 +47,9 @@ struct Extent {
 
 using Uuid = std::array<std::byte, 16>;
 
-constexpr size_t kMaxReplicas = 8;            // of one volume; members are bits of a byte
-constexpr size_t kPageSize = 4096;            // granularity of tracking; nodes with another page size are refused at connect
-constexpr size_t kMaxNameBytes = 255;         // of one path component (NAME_MAX)
+constexpr size_t kMaxReplicas = 8;  // of one volume; members are bits of a byte
+constexpr size_t kPageSize =
+    4096;  // granularity of tracking; nodes with another page size are refused at connect
+constexpr size_t kMaxNameBytes = 255;  // of one path component (NAME_MAX)
 
 }  // namespace pmirror

@@ -32,14 +32,16 @@ struct SetWord {
 };
 
 // FileSlot::flags
-constexpr uint32_t kFileShared = 1;       // more than one process maps the file for writing: a sync must ask the daemon (trap 4)
-constexpr uint32_t kFileDaemonDirty = 2;  // the daemon holds dirty ranges of it (a mapper left or died): likewise
+constexpr uint32_t kFileShared =
+    1;  // more than one process maps the file for writing: a sync must ask the daemon (trap 4)
+constexpr uint32_t kFileDaemonDirty =
+    2;  // the daemon holds dirty ranges of it (a mapper left or died): likewise
 
 struct FileSlot {
   std::atomic<uint64_t> file;             // FileId, kNone when the slot is free
   std::atomic<uint64_t> size_generation;  // odd while a size operation is under way
-  std::atomic<uint64_t> size;             // bytes; may be older than the file for the moment of a size operation
-  std::atomic<uint32_t> flags;            // kFile*
+  std::atomic<uint64_t> size;   // bytes; may be older than the file for the moment of a size operation
+  std::atomic<uint32_t> flags;  // kFile*
   uint32_t reserved;
 };
 static_assert(sizeof(FileSlot) == 32);
@@ -49,17 +51,17 @@ constexpr size_t kMaxFileSlots = 65536;            // files mapped or open at th
 
 struct VolumePage {
   uint32_t magic;
-  uint32_t version;                     // 1
+  uint32_t version;  // 1
   std::atomic<uint64_t> epoch;
-  std::atomic<uint64_t> set;            // SetWord::raw; also a futex word (low half) for waits on a change
-  std::atomic<uint32_t> state;          // VolumeState
-  std::atomic<uint32_t> congested;      // bit a replica: it asks for patience
-  uint32_t on_loss;                     // OnLoss, fixed while mounted
-  uint32_t replica_count;               // configured replicas, bits of the set are indices below it
-  uint64_t deadline_ns;                 // a blip shorter than this changes no state
-  uint64_t suspend_ns;                  // kSuspend waits this much longer, then fails
-  uint32_t domain;                      // Domain of the local backing directory (persistence.h)
-  uint32_t tracking;                    // Tracking proven for the backing file system (tracker.h)
+  std::atomic<uint64_t> set;        // SetWord::raw; also a futex word (low half) for waits on a change
+  std::atomic<uint32_t> state;      // VolumeState
+  std::atomic<uint32_t> congested;  // bit a replica: it asks for patience
+  uint32_t on_loss;                 // OnLoss, fixed while mounted
+  uint32_t replica_count;           // configured replicas, bits of the set are indices below it
+  uint64_t deadline_ns;             // a blip shorter than this changes no state
+  uint64_t suspend_ns;              // kSuspend waits this much longer, then fails
+  uint32_t domain;                  // Domain of the local backing directory (persistence.h)
+  uint32_t tracking;                // Tracking proven for the backing file system (tracker.h)
   std::byte padding[4096 - 64];
   FileSlot slots[kMaxFileSlots];
 };

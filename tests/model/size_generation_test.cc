@@ -3,6 +3,7 @@
 // before or after them. The rules are those of docs/internals/architecture.md, "Order numbers and size
 // generations"; the argument and what each other rule loses is in docs/internals/capture-order.md. Trap 8,
 // and trap 1 with changes that are not images.
+// Long because: the rule and each of the tempting wrong ones are one model with switches, read side by side.
 //
 // The file has two words, each in a page of its own or both in one page. A word holds what was stored last,
 // zero, or "absent" (it lies beyond the end of the file): so the size is part of the contents.

@@ -276,6 +276,12 @@ Sequence DataSession::Received() const {
   return impl_->sender.received();
 }
 
+uint64_t DataSession::Incarnation() const {
+  const SignalBlock block;
+  const FutexLock lock(impl_->mutex);
+  return impl_->sender.incarnation();
+}
+
 uint64_t DataSession::OperationDurable() const {
   const SignalBlock block;
   const FutexLock lock(impl_->mutex);

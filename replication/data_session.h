@@ -91,6 +91,9 @@ struct CaptureInFlight {
   uint64_t order = 0;
   SendStatus status = SendStatus::kOk;  // kRecapture or kRefused once a frame of it was refused
   RefusalBody refusal{};
+  // The connection all of it has to travel on: DataSession::Incarnation() from before the order number was taken; 0: the one of Begin().
+  // A capture that a cut fell into is lost even when its last frame is acknowledged (docs/internals/capture-order.md).
+  uint64_t incarnation = 0;
   // The session's own:
   Sequence latest =
       0;  // frame sent with it: a refusal of that sequence concerns it whatever file and order it names
@@ -137,6 +140,8 @@ class DataSession {
 
   // Highest sequence received in order so far. Grows while the replica makes progress.
   Sequence Received() const;
+  // Number of the connection; grows with each one made.
+  uint64_t Incarnation() const;
   // Highest durable operation number the replica has told (daemon sessions).
   uint64_t OperationDurable() const;
   SessionCounters counters() const;

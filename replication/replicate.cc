@@ -218,6 +218,9 @@ Error Sync::Try(SetWord set, ReplicaMask replicas) {
   attempt.set = set;
   attempt.epoch = Epoch{seen_epoch_};
   attempt.alive = replicas;
+  ForEach(replicas, [&](size_t replica) {  // before the order number: see CaptureInFlight::incarnation
+    attempt.captures[replica].incarnation = sessions_[replica]->Incarnation();
+  });
   if (!extents_.empty()) {
     const std::optional<Order> order = TakeOrderPatiently();
     if (!order.has_value()) {
@@ -319,6 +322,7 @@ void Sync::SendBarrier(Attempt& attempt) {
   FrameToSend frame;
   frame.kind = FrameKind::kBarrier;
   frame.flags = kFlagAckWanted;
+  frame.file = target_.file;  // durable too: what other sessions wrote to it
   SendToEach(attempt, frame);
 }
 

@@ -64,6 +64,7 @@ void Sender::Begin(CaptureInFlight& capture) {
   capture.status = SendStatus::kOk;
   capture.refusal = {};
   capture.latest = 0;
+  capture.incarnation = capture.incarnation != 0 ? capture.incarnation : incarnation_;
   capture.next = captures_;
   captures_ = &capture;
 }
@@ -123,7 +124,8 @@ std::optional<SendStatus> Sender::Outcome(const Receipt& receipt, WaitLevel leve
   if (capture != nullptr && capture->status != SendStatus::kOk) {
     return capture->status;
   }
-  if (receipt.incarnation != incarnation_) {
+  if (receipt.incarnation != incarnation_ ||
+      (capture != nullptr && capture->incarnation != receipt.incarnation)) {
     return SendStatus::kLost;
   }
   if (receipt.sequence <= (level == WaitLevel::kDurable ? durable_ : received_)) {

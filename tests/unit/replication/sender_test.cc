@@ -203,6 +203,33 @@ TEST_F(SenderTest, AnAcknowledgementBeforeTheCutCounts) {
   EXPECT_EQ(sender_.Outcome(receipt, WaitLevel::kDurable, nullptr), SendStatus::kOk);
 }
 
+TEST_F(SenderTest, P1_ACaptureOfSeveralFramesIsLostWhenACutFallsBetweenThemAlthoughTheLastIsAcknowledged) {
+  CaptureInFlight capture;
+  capture.file = FileId{5};
+  capture.order = 7;
+  sender_.Begin(capture);
+  sender_.Commit(100);
+  sender_.Lost();  // the first frame with it; another thread reconnects at once
+  ASSERT_TRUE(sender_.Connected(kSession, Hello(0, 0)).ok());
+  const Receipt last = sender_.Commit(100);
+  ASSERT_EQ(sender_.OnAck(kSession, Ack(2, 2)), Fault::kNone);
+  EXPECT_EQ(sender_.Outcome(last, WaitLevel::kDurable, &capture), SendStatus::kLost);
+  sender_.End(capture);
+}
+
+TEST_F(SenderTest, P1_ACaptureWhoseOrderWasTakenBeforeTheConnectionIsLost) {
+  CaptureInFlight capture;
+  capture.file = FileId{5};
+  capture.incarnation = sender_.incarnation();  // then its order number is taken
+  sender_.Lost();
+  ASSERT_TRUE(sender_.Connected(kSession, Hello(0, 0)).ok());
+  sender_.Begin(capture);
+  const Receipt receipt = sender_.Commit(100);
+  ASSERT_EQ(sender_.OnAck(kSession, Ack(1, 1)), Fault::kNone);
+  EXPECT_EQ(sender_.Outcome(receipt, WaitLevel::kDurable, &capture), SendStatus::kLost);
+  sender_.End(capture);
+}
+
 TEST_F(SenderTest, Trap6_TheChildOfAForkIsANewSession) {
   const Receipt receipt = sender_.Commit(100);
   ASSERT_EQ(sender_.OnAck(kSession, Ack(1, 1)), Fault::kNone);

@@ -102,6 +102,7 @@ class Sync {
   Error Try(SetWord set, ReplicaMask replicas);
   std::optional<Order> TakeOrderPatiently();
   Error SendAll(Attempt& attempt);
+  bool SizeMoved(Attempt& attempt);
   void SendToEach(Attempt& attempt, FrameToSend frame);
   void SendBarrier(Attempt& attempt);
   size_t FrameBudget(ReplicaMask replicas) const;
@@ -272,6 +273,16 @@ std::optional<Order> Sync::TakeOrderPatiently() {
   }
 }
 
+// A copy that ran into a size operation may be clipped by it: the capture starts again under the new
+// generation (docs/internals/capture-order.md, R5).
+bool Sync::SizeMoved(Attempt& attempt) {
+  if (target_.slot->size_generation.load(std::memory_order_seq_cst) == attempt.order.size_generation) {
+    return false;
+  }
+  attempt.alive = 0;
+  return true;
+}
+
 Error Sync::SendAll(Attempt& attempt) {
   FrameFiller filler(extents_, source_);
   bool last = extents_.empty();
@@ -284,6 +295,9 @@ Error Sync::SendAll(Attempt& attempt) {
     const Result<StagedFrame> staged = filler.Fill(buffer.value().bytes(), FrameBudget(attempt.alive));
     if (!staged.ok()) {
       return staged.error();
+    }
+    if (SizeMoved(attempt)) {
+      return Error::Ok();
     }
     last = staged.value().last;
     if (staged.value().payload.empty()) {

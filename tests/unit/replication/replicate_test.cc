@@ -383,6 +383,38 @@ TEST(Replicate, ASizeOperationThatNeverEndsRunsIntoTheDeadline) {
   EXPECT_EQ(rig.replicas[0]->frames(FrameKind::kDataImage), 0U);
 }
 
+TEST(Replicate, Trap8_ACopyThatRunsIntoATruncateIsCapturedAgainUnderTheNewGeneration) {
+  class Truncated : public MemorySource {
+   public:
+    explicit Truncated(std::atomic<uint64_t>& generation) : MemorySource(4096), generation_(generation) {}
+    Result<size_t> Copy(Extent extent, std::span<std::byte> out) override {
+      if (copies++ == 0) {
+        generation_ = 42;  // truncated to nothing, extended again, in the middle of the copy
+        return size_t{0};
+      }
+      return MemorySource::Copy(extent, out);
+    }
+    int copies = 0;
+
+   private:
+    std::atomic<uint64_t>& generation_;
+  };
+  ReplicationRig rig(1);
+  Truncated source(rig.page.slots[0].size_generation);
+  std::atomic<uint64_t> travelled{0};
+  rig.replicas[0]->SetScript([&](const Frame& frame) {
+    if (frame.header.kind == static_cast<uint8_t>(FrameKind::kDataImage)) {
+      travelled = frame.header.size_generation;
+    }
+    return Answer{};
+  });
+  const Extent extent{0, 64};
+  ASSERT_TRUE(
+      rig.replication->Replicate(rig.target(), {&extent, 1}, source, WaitLevel::kDurable, nullptr).ok());
+  EXPECT_EQ(source.copies, 2);
+  EXPECT_EQ(travelled, 42U);
+}
+
 TEST(Replicate, AFileThatEndsEarlyIsSentAsFarAsItGoes) {
   ReplicationRig rig(1);
   rig.source.memory.resize(100);

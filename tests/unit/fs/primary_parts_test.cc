@@ -11,6 +11,7 @@
 #include <random>
 #include <thread>
 
+#include "fs/copy_decision.h"
 #include "fs/extent_set.h"
 #include "fs/operation_log.h"
 #include "fs/shared_object.h"
@@ -19,6 +20,45 @@
 
 namespace pmirror::fs {
 namespace {
+
+TEST(CopyDecision, TwoEmptyCopiesBeginTogetherAndAnEmptyOneBesideDataHasToBeFilled) {
+  const CopyHistory blank{.empty = true};
+  EXPECT_EQ(Decide({.empty = true}, {.mount_number = 1}, blank), CopyDecision::kNew);
+  EXPECT_EQ(Decide({.empty = false}, {.mount_number = 1}, blank), CopyDecision::kNeedsCopy);
+  EXPECT_EQ(Decide({.empty = true}, {.mount_number = 1}, {.empty = false}), CopyDecision::kForeign);
+}
+
+TEST(CopyDecision, P5_OnlyACleanEndAtTheSameOperationOfTheSameMountContinues) {
+  const CopyHistory end{.generation = 9, .mount_number = 3, .operation = 70, .clean = true};
+  const RunningMount mount{.mount_number = 4};
+  EXPECT_EQ(Decide(end, mount, end), CopyDecision::kContinue);
+  CopyHistory other = end;
+  other.clean = false;
+  EXPECT_EQ(Decide(end, mount, other), CopyDecision::kNeedsCompare);
+  EXPECT_EQ(Decide(other, mount, end), CopyDecision::kNeedsCompare);
+  other = end;
+  other.operation = 69;
+  EXPECT_EQ(Decide(end, mount, other), CopyDecision::kNeedsCompare);
+  other = end;
+  other.mount_number = 2;
+  EXPECT_EQ(Decide(end, mount, other), CopyDecision::kNeedsCompare);
+  other = end;
+  other.generation = 8;
+  EXPECT_EQ(Decide(end, mount, other), CopyDecision::kForeign);
+}
+
+TEST(CopyDecision, P3_ACopyThatLostContactIsReplayedOnlyWhileThePrimaryHoldsAllItLacks) {
+  const CopyHistory primary{.generation = 9, .mount_number = 3};
+  const RunningMount mount{.mount_number = 4, .first_held = 50, .last = 80, .replica_took_part = true};
+  CopyHistory replica{.generation = 9, .mount_number = 4, .operation = 49};
+  EXPECT_EQ(Decide(primary, mount, replica), CopyDecision::kReplay);
+  replica.operation = 80;
+  EXPECT_EQ(Decide(primary, mount, replica), CopyDecision::kReplay);
+  replica.operation = 48;
+  EXPECT_EQ(Decide(primary, mount, replica), CopyDecision::kNeedsCompare);
+  replica.operation = 81;
+  EXPECT_EQ(Decide(primary, mount, replica), CopyDecision::kNeedsCompare);
+}
 
 TEST(ExtentSet, AgreesWithASetOfBytesThroughRandomAddsAndRemoves) {
   std::mt19937 random(7);

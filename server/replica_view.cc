@@ -21,6 +21,7 @@ absl::StatusOr<control::OpenSessionReply> ReplicaVolumeView::OpenSession(
   wanted.process = request.process();
   wanted.generation = request.generation();
   wanted.mount_number = request.mount_number();
+  const control::ReplicaState before = State();  // the request itself changes it (a new mount is not clean)
   const absl::StatusOr<SessionTable::Permit> permit = volume_.PrepareSession(wanted);
   if (!permit.ok()) {
     return permit.status();
@@ -28,7 +29,7 @@ absl::StatusOr<control::OpenSessionReply> ReplicaVolumeView::OpenSession(
   control::OpenSessionReply reply;
   reply.set_session(Raw(permit->session));
   reply.set_ticket(permit->ticket.data(), permit->ticket.size());
-  *reply.mutable_replica() = State();
+  *reply.mutable_replica() = before;
   return reply;
 }
 

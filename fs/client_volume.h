@@ -39,15 +39,16 @@ class ClientVolume {
 
   // A connection to replica `replica` for a program's session (0: a new one), hello answered. Waits until the deadline: ETIMEDOUT;
   // ESHUTDOWN: the replica is out of the set; ESTALE: it follows a newer primary.
-  virtual Result<Connector::Connection> OpenSession(size_t replica, const std::string& process, SessionId session,
-                                                    Sequence next_sequence, Deadline deadline) = 0;
+  virtual Result<Connector::Connection> OpenSession(size_t replica, const std::string& process,
+                                                    SessionId session, Sequence next_sequence,
+                                                    Deadline deadline) = 0;
   // Lets a program's session write `file` on a replica; 0 when the replica has said yes.
   virtual int Grant(size_t replica, SessionId session, FileId file, Deadline deadline) = 0;
   // The program's session is over. Best effort, does not wait long.
   virtual void EndSession(size_t replica, SessionId session) = 0;
 
   // How many processes have mapped the file for writing now (kFileShared when more than one). Called under the registry's lock: quick.
-  virtual void SetWritingMappers(const ReplicatedFile& file, size_t processes) = 0;
+  virtual void SetWritingMappers(ReplicatedFile& file, size_t processes) = 0;
 
   // The extents are stored and on no replica for sure, and their owner has let go of them (it unmapped, or died): the volume keeps them dirty
   // until they are captured. Does not wait for a replica; a capture is begun soon.
@@ -55,7 +56,8 @@ class ClientVolume {
 
   // Requests of programs that may take long; 0 when everything that processes other than `asking`, and the volume itself, hold dirty is
   // durable on every replica.
-  virtual int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking, Deadline deadline) = 0;
+  virtual int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
+                         Deadline deadline) = 0;
   virtual int SyncAll(ProcessSerial asking, Deadline deadline) = 0;
 
   // A program's note (kReport), for the log and the counters.

@@ -166,6 +166,23 @@ Result<size_t> FileSystem::Read(FileHandle& file, std::span<char> into, uint64_t
   return done;
 }
 
+namespace {
+
+// A write passes the gate before its local part (Replicator::BeginWrite), and is out again before the kernel is asked to drop pages: it may
+// want to write some of them first.
+class WritePass {
+ public:
+  explicit WritePass(Replicator& replicator) : replicator_(replicator) { replicator_.BeginWrite(); }
+  ~WritePass() { replicator_.EndWrite(); }
+  WritePass(const WritePass&) = delete;
+  WritePass& operator=(const WritePass&) = delete;
+
+ private:
+  Replicator& replicator_;
+};
+
+}  // namespace
+
 Result<size_t> FileSystem::Write(FileHandle& file, std::span<const char> from, uint64_t offset,
                                  const WriteOptions& options, const Caller& caller) {
   if (const int error = DropPrivileges(*file.inode, *file.backing, options.drop_privileges, caller);
@@ -173,13 +190,19 @@ Result<size_t> FileSystem::Write(FileHandle& file, std::span<const char> from, u
     return Error{error, "drop privileges before a write"};
   }
   const bool by_program = !options.from_page_cache;
-  Result<size_t> written = AppendOrWrite(file, from, by_program && (options.flags & O_APPEND) != 0, &offset);
-  if (!written.ok() || written.value() == 0) {
-    return written;
+  Result<size_t> written = size_t{0};
+  Extent extent;
+  int error = 0;
+  {
+    const WritePass pass(replicator_);
+    written = AppendOrWrite(file, from, by_program && (options.flags & O_APPEND) != 0, &offset);
+    if (!written.ok() || written.value() == 0) {
+      return written;
+    }
+    extent = {.offset = offset, .length = written.value()};
+    const bool durably = by_program && (options.flags & (O_SYNC | O_DSYNC | O_DIRECT)) != 0;
+    error = TellWritten(file, extent, durably);
   }
-  const Extent extent{.offset = offset, .length = written.value()};
-  const bool durably = by_program && (options.flags & (O_SYNC | O_DSYNC | O_DIRECT)) != 0;
-  const int error = TellWritten(file, extent, durably);
   ChangedData(file, extent);
   if (error != 0) {
     return Error{error, "replicate a write"};
@@ -190,7 +213,7 @@ Result<size_t> FileSystem::Write(FileHandle& file, std::span<const char> from, u
 int FileSystem::Sync(FileHandle& file, bool data_only) {
   const OpenBacking& backing = *file.backing;
   const auto sync = [&] { return SyncLocally(backing.fd.get(), data_only); };
-  return backing.file == nullptr ? sync() : replicator_.Sync(*backing.file, sync);
+  return backing.file == nullptr ? sync() : replicator_.Sync(*backing.file, data_only, sync);
 }
 
 int FileSystem::SyncVolume() {
@@ -230,18 +253,23 @@ Result<size_t> FileSystem::CopyRange(FileHandle& from, uint64_t from_offset, Fil
   }
   auto in = static_cast<off64_t>(from_offset);
   auto out = static_cast<off64_t>(to_offset);
-  const ssize_t copied =
-      ::copy_file_range(from.backing->fd.get(), &in, to.backing->fd.get(), &out, length, 0);
-  if (copied < 0) {
-    return Error::FromErrno("copy a range");
+  Extent extent{.offset = to_offset, .length = 0};
+  int error = 0;
+  {
+    const WritePass pass(replicator_);
+    const ssize_t copied =
+        ::copy_file_range(from.backing->fd.get(), &in, to.backing->fd.get(), &out, length, 0);
+    if (copied < 0) {
+      return Error::FromErrno("copy a range");
+    }
+    extent.length = static_cast<uint64_t>(copied);
+    error = copied == 0 ? 0 : TellWritten(to, extent, (to.flags & (O_SYNC | O_DSYNC)) != 0);
   }
-  const Extent extent{.offset = to_offset, .length = static_cast<uint64_t>(copied)};
-  const int error = copied == 0 ? 0 : TellWritten(to, extent, (to.flags & (O_SYNC | O_DSYNC)) != 0);
   ChangedData(to, extent);
   if (error != 0) {
     return Error{error, "replicate a copy"};
   }
-  return static_cast<size_t>(copied);
+  return static_cast<size_t>(extent.length);
 }
 
 }  // namespace pmirror::fs

@@ -29,8 +29,8 @@ uint64_t OperationLog::first() const {
 
 OperationLog::Bytes OperationLog::Get(uint64_t number) const {
   std::lock_guard lock(mutex_);
-  assert(number >= first_ && number < first_ + operations_.size());
-  return operations_[number - first_];
+  assert(number < first_ + operations_.size());
+  return number >= first_ ? operations_[number - first_] : nullptr;
 }
 
 void OperationLog::Trim(uint64_t number) {

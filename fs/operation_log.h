@@ -28,7 +28,7 @@ class OperationLog {
   uint64_t last() const;
   // Oldest number still held; last() + 1 when none is.
   uint64_t first() const;
-  // Requires: first() <= number <= last().
+  // Null when it was trimmed meanwhile. Requires: number <= last().
   Bytes Get(uint64_t number) const;
   // Every configured replica has operations up to `number` durably.
   void Trim(uint64_t number);

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -18,12 +19,11 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
-constexpr milliseconds kFirstPause{10};    // between attempts to connect; doubles up to
-constexpr milliseconds kLongestPause{500};
-constexpr milliseconds kOneCall{2000};     // of the control protocol
-constexpr int kGreetingsPerDeadline = 4;   // a silent peer is noticed within a deadline and a quarter
+constexpr int kGreetingsPerDeadline = 4;
+constexpr milliseconds kRetryPause{100};  // between attempts to reach a replica that is away
+constexpr milliseconds kLeastPathTimeout{50};
 
-milliseconds AtLeastOneMillisecond(nanoseconds duration) {
+milliseconds Milliseconds(nanoseconds duration) {
   return std::max(milliseconds{1}, std::chrono::duration_cast<milliseconds>(duration));
 }
 
@@ -35,17 +35,7 @@ CopyHistory HistoryOf(const control::ReplicaState& replica) {
           .empty = replica.empty()};
 }
 
-// What cannot be cured by trying again.
-int ErrorOf(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kPermissionDenied:
-    case absl::StatusCode::kDataLoss:
-      return ESHUTDOWN;
-    default:
-      return EAGAIN;
-  }
-}
+std::string Bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
 
 }  // namespace
 
@@ -58,6 +48,8 @@ const char* Name(ReplicaLink::State state) {
       return "in-sync";
     case ReplicaLink::State::kStale:
       return "stale";
+    case ReplicaLink::State::kFailed:
+      return "failed";
   }
   return "failed";
 }
@@ -65,19 +57,20 @@ const char* Name(ReplicaLink::State state) {
 ReplicaLink::ReplicaLink(Options options, const OperationLog& log, EventSink& events)
     : options_(std::move(options)), log_(log), events_(events), control_(options_.control) {
   Result<std::unique_ptr<DataSession>> session = DataSession::Create(*this);
-  session_ = std::move(session).value();
+  session_ = std::move(session).value();  // the daemon has memory, or ends
+  courier_ = std::make_unique<OperationCourier>(log_, *session_, options_.epoch);
 }
 
 ReplicaLink::~ReplicaLink() { Stop(); }
 
-void ReplicaLink::Start(std::function<void()> reconnected) {
-  reconnected_ = std::move(reconnected);
+void ReplicaLink::Start(std::function<void()> recovered) {
+  recovered_ = std::move(recovered);
   thread_ = std::thread([this] { Maintain(); });
 }
 
 void ReplicaLink::Stop() {
   {
-    std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   wake_.notify_all();
@@ -90,17 +83,22 @@ void ReplicaLink::Stop() {
 ReplicaLink::Status ReplicaLink::status() const {
   Status status;
   {
-    std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex_);
     status = status_;
   }
   status.counters = session_->counters();
-  status.operation_durable = session_->OperationDurable();
+  status.placement = session_->placement();
   return status;
+}
+
+bool ReplicaLink::reachable() const {
+  const std::lock_guard lock(mutex_);
+  return reachable_;
 }
 
 void ReplicaLink::SetReachable(bool reachable) {
   {
-    std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex_);
     reachable_ = reachable;
   }
   wake_.notify_all();
@@ -111,13 +109,12 @@ void ReplicaLink::SetReachable(bool reachable) {
 
 void ReplicaLink::SetState(State state, std::string reason) {
   {
-    std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex_);
     if (status_.state == state && status_.reason == reason) {
       return;
     }
     status_.state = state;
     status_.reason = reason;
-    took_part_ = took_part_ || state == State::kInSync;
   }
   events_.Report(state == State::kInSync ? Severity::kInfo : Severity::kWarning, "replica_state",
                  {{"volume", options_.volume_name},
@@ -126,99 +123,223 @@ void ReplicaLink::SetState(State state, std::string reason) {
                   {"reason", std::move(reason)}});
 }
 
-// Connects when there is no connection, replays, greets, and says what came of it.
+// --- the thread ---
+
 void ReplicaLink::Maintain() {
   const nanoseconds pause = options_.deadline / kGreetingsPerDeadline;
   Deadline patience = Deadline::After(options_.deadline);
   bool in_sync = false;
   while (true) {
-    const uint64_t incarnation = session_->Incarnation();
-    const bool well = Greet();
+    const bool well = Greet(in_sync ? patience : Deadline::After(options_.deadline));
     if (well) {
       patience = Deadline::After(options_.deadline);
-      if (!in_sync || session_->Incarnation() != incarnation) {
-        reconnected_();
-      }
-      in_sync = true;
       SetState(State::kInSync, "");
+      if (!std::exchange(in_sync, true)) {
+        recovered_();
+      }
+    } else if (const int refusal = courier_->refusal(); refusal != 0) {
+      in_sync = false;
+      SetState(State::kFailed,
+               fmt::format("{} refused operation {}: {}; cure that there, it is repeated by itself",
+                           options_.replica_node, courier_->applied() + 1, std::strerror(refusal)));
     } else if (patience.Expired()) {
       in_sync = false;
       session_->Disconnect();  // half open: whoever waits learns it now
-      if (status().state != State::kStale) {
+      std::unique_lock lock(mutex_);
+      const bool stale = stale_;
+      lock.unlock();
+      if (!stale) {
         SetState(State::kDisconnected, fmt::format("no answer from {} for {} ms", options_.replica_node,
-                                                   AtLeastOneMillisecond(options_.deadline).count()));
+                                                   Milliseconds(options_.deadline).count()));
       }
     }
     std::unique_lock lock(mutex_);
-    wake_.wait_for(lock, well ? pause : std::min<nanoseconds>(pause, kLongestPause), [&] { return stopping_; });
+    wake_.wait_for(lock, well ? pause : std::min<nanoseconds>(pause, kRetryPause), [&] { return stopping_; });
     if (stopping_) {
       return;
     }
   }
 }
 
-bool ReplicaLink::Greet() {
-  const Deadline deadline = Deadline::After(options_.deadline);
-  return session_->EnsureConnected(deadline).ok() && Bring(log_.last(), deadline) == 0 &&
-         Exchange(FrameKind::kHeartbeat, FileId::kNone, 0, WaitLevel::kReceived, deadline) == 0;
+bool ReplicaLink::Greet(Deadline deadline) {
+  return session_->EnsureConnected(deadline).ok() &&
+         Exchange(FrameKind::kHeartbeat, FileId::kNone, 0, WaitLevel::kReceived, deadline) == 0 &&
+         courier_->Deliver(log_.last(), deadline) == 0;
 }
 
-// Requires: send_mutex_ is held. The last operation's receipt stands for all: received is cumulative.
-SendStatus ReplicaLink::SendThrough(uint64_t number, Deadline deadline, Receipt& receipt, CaptureInFlight& capture) {
-  SendStatus status = SendStatus::kOk;
-  for (uint64_t next = sent_.load() + 1; next <= number && status == SendStatus::kOk; ++next) {
-    if (next < log_.first()) {
-      continue;  // every replica has it durably
-    }
-    const OperationLog::Bytes bytes = log_.Get(next);
-    FrameToSend frame;
-    frame.kind = FrameKind::kNamespaceOp;
-    frame.flags = next == number ? kFlagAckWanted : 0;
-    frame.epoch = options_.epoch;
-    frame.order = next;
-    frame.payload = *bytes;
-    frame.capture = next == number ? &capture : nullptr;
-    status = session_->Send(frame, deadline, receipt);
-    if (status == SendStatus::kOk) {
-      sent_ = next;
-    }
-  }
-  return status;
-}
+// --- frames ---
 
-int ReplicaLink::Bring(uint64_t number, Deadline deadline) {
+int ReplicaLink::Exchange(FrameKind kind, FileId file, uint64_t order, WaitLevel level, Deadline deadline) {
   while (true) {
-    if (const Error error = session_->EnsureConnected(deadline); !error.ok()) {
-      return error.code == ESTALE ? ESTALE : EIO;
+    if (const Error error = session_->EnsureConnected(deadline); !error.ok() && deadline.Expired()) {
+      return EIO;
     }
     CaptureInFlight capture;
-    capture.order = number;
     session_->Begin(capture);
+    FrameToSend frame;
+    frame.kind = kind;
+    frame.flags = kFlagAckWanted;
+    frame.epoch = options_.epoch;
+    frame.file = file;
+    frame.order = order;
+    frame.capture = &capture;
     Receipt receipt;
-    SendStatus status = SendStatus::kTimedOut;
-    bool had_it = false;
-    if (std::unique_lock lock(send_mutex_, std::chrono::nanoseconds(deadline.Remaining())); lock.owns_lock()) {
-      had_it = sent_.load() >= number;
-      status = had_it ? SendStatus::kOk : SendThrough(number, deadline, receipt, capture);
-    }
-    if (status == SendStatus::kOk && !had_it) {
-      status = session_->Await(receipt, WaitLevel::kReceived, &capture, deadline);
+    SendStatus status = session_->Send(frame, deadline, receipt);
+    if (status == SendStatus::kOk) {
+      status = session_->Await(receipt, level, &capture, deadline);
     }
     session_->End(capture);
-    if (had_it) {
-      // Somebody else sent it: anything sent now comes behind it.
-      return Exchange(FrameKind::kHeartbeat, FileId::kNone, 0, WaitLevel::kReceived, deadline);
-    }
     if (status == SendStatus::kOk) {
       return 0;
     }
     if (status == SendStatus::kRefused) {
-      const std::lock_guard lock(send_mutex_);
-      sent_ = std::min(sent_.load(), number - 1);
+      return EACCES;
     }
     if (deadline.Expired()) {
-      const bool full = status == SendStatus::kRefused && RefusalCode{capture.refusal.code} == RefusalCode::kNoSpace;
-      return full ? ENOSPC : EIO;
+      return EIO;
+    }
+    std::unique_lock lock(mutex_);
+    wake_.wait_for(lock, milliseconds{5}, [&] { return stopping_; });
+    if (stopping_) {
+      return EIO;
     }
   }
 }
+
+// --- connections ---
+
+// What the replica's copy is, and whether we may send to it.
+Error ReplicaLink::Judge(Deadline deadline) {
+  control::CopyStateRequest request;
+  request.set_volume(Bytes(options_.volume));
+  request.set_node(options_.primary_node);
+  const absl::StatusOr<control::ReplicaState> replica =
+      control_.CopyState(request, Milliseconds(deadline.Remaining()));
+  if (!replica.ok()) {
+    if (!absl::IsUnavailable(replica.status()) && !absl::IsDeadlineExceeded(replica.status())) {
+      SetState(State::kStale, std::string(replica.status().message()));
+    }
+    return {ENOTCONN, "ask the replica what its copy is"};
+  }
+  std::string reason = replica->refusal();
+  const bool superseded =
+      replica->epoch() > Raw(options_.epoch) || replica->mount_number() > options_.mount_number;
+  if (superseded) {
+    reason = fmt::format("{} follows epoch {} mount {}; this is epoch {} mount {}: stop this daemon",
+                         options_.replica_node, replica->epoch(), replica->mount_number(),
+                         Raw(options_.epoch), options_.mount_number);
+  }
+  std::unique_lock lock(mutex_);
+  const RunningMount running{.mount_number = options_.mount_number,
+                             .first_held = log_.first(),
+                             .last = log_.last(),
+                             .replica_took_part = took_part_};
+  const CopyDecision decision = Decide(options_.history, running, HistoryOf(*replica));
+  const bool good = decision == CopyDecision::kNew || decision == CopyDecision::kContinue ||
+                    decision == CopyDecision::kReplay;
+  if (reason.empty() && !good) {
+    reason = Explain(decision);
+  }
+  took_part_ = took_part_ || reason.empty();
+  stale_ = !reason.empty();
+  lock.unlock();
+  if (reason.empty()) {
+    return Error::Ok();
+  }
+  SetState(State::kStale, reason);
+  return superseded ? Error{ESTALE, "connect to the replica: it follows a newer primary"}
+                    : Error{ESHUTDOWN, "connect to the replica: its copy is not of this mount"};
+}
+
+Result<Connector::Connection> ReplicaLink::Connect(SessionId session, Sequence next_sequence,
+                                                   Deadline deadline) {
+  if (!reachable()) {
+    return Error{EHOSTUNREACH, "connect to the replica: cut off by the test bed"};
+  }
+  PMIRROR_RETURN_IF_ERROR(Judge(deadline));
+  Result<Connection> connection = Open(/*daemon=*/true, "pmirrord", session, next_sequence, deadline);
+  if (connection.ok()) {
+    courier_->Resumed(connection.value().resumed.operation_received);
+  }
+  return connection;
+}
+
+Result<Connector::Connection> ReplicaLink::ConnectProcess(const std::string& process, SessionId session,
+                                                          Sequence next_sequence, Deadline deadline) {
+  if (!reachable()) {
+    return Error{EHOSTUNREACH, "connect to the replica: cut off by the test bed"};
+  }
+  return Open(/*daemon=*/false, process, session, next_sequence, deadline);
+}
+
+// Permission from the control service, then a socket by the first path that works.
+Result<Connector::Connection> ReplicaLink::Open(bool daemon, const std::string& process, SessionId session,
+                                                Sequence next_sequence, Deadline deadline) {
+  control::OpenSessionRequest request;
+  request.set_volume(Bytes(options_.volume));
+  request.set_node(options_.primary_node);
+  request.set_epoch(Raw(options_.epoch));
+  request.set_daemon(daemon);
+  request.set_session(Raw(session));
+  request.set_process(process);
+  request.set_generation(options_.history.generation);
+  request.set_mount_number(options_.mount_number);
+  const absl::StatusOr<control::OpenSessionReply> reply =
+      control_.OpenSession(request, Milliseconds(deadline.Remaining()));
+  if (!reply.ok()) {
+    events_.Report(Severity::kWarning, "session_not_opened",
+                   {{"volume", options_.volume_name},
+                    {"node", options_.replica_node},
+                    {"process", process},
+                    {"reason", std::string(reply.status().message())}});
+    return Error{absl::IsFailedPrecondition(reply.status()) ? ESHUTDOWN : ENOTCONN,
+                 "open a session to the replica"};
+  }
+  std::array<std::byte, 16> ticket{};
+  if (reply->ticket().size() != ticket.size() || reply->data_addresses().empty()) {
+    return Error{EPROTO, "open a session: the replica's answer lacks a ticket or an address"};
+  }
+  std::memcpy(ticket.data(), reply->ticket().data(), ticket.size());
+  const HelloTerms terms{.volume = options_.volume,
+                         .kind = daemon ? SessionKind::kDaemon : SessionKind::kProcess,
+                         .ticket = ticket,
+                         .epoch = options_.epoch,
+                         .session = SessionId{reply->session()},
+                         .next_sequence = next_sequence};
+  const milliseconds path_timeout =
+      std::clamp(Milliseconds(options_.deadline / 2), kLeastPathTimeout, kDefaultPathTimeout);
+  const auto count = static_cast<size_t>(reply->data_addresses().size());
+  const size_t first = path_.load(std::memory_order_relaxed);
+  Error error{EHOSTUNREACH, "connect to the replica"};
+  for (size_t i = 0; i < count; ++i) {
+    const size_t index = (first + i) % count;
+    // A path that neither refuses nor answers may not use up the time of those that follow.
+    const Deadline share = Deadline::After(deadline.Remaining() / static_cast<int>(count - i));
+    Result<UniqueFd> socket = ConnectTcp(reply->data_addresses(static_cast<int>(index)), share, path_timeout);
+    if (!socket.ok()) {
+      error = socket.error();
+      continue;
+    }
+    // The ticket is good for one hello: what comes of it is the answer.
+    Result<Connection> connection = ExchangeHello(std::move(socket).value(), terms, deadline);
+    if (connection.ok()) {
+      path_.store(index, std::memory_order_relaxed);
+      return connection;
+    }
+    path_.store((index + 1) % count, std::memory_order_relaxed);
+    return connection.error();
+  }
+  return error;
+}
+
+absl::Status ReplicaLink::Leave(uint64_t last, milliseconds timeout) {
+  control::LeaveRequest request;
+  request.set_volume(Bytes(options_.volume));
+  request.set_epoch(Raw(options_.epoch));
+  request.set_operation(last);
+  request.set_generation(options_.history.generation);
+  request.set_mount_number(options_.mount_number);
+  return control_.Leave(request, timeout).status();
+}
+
+}  // namespace pmirror::fs

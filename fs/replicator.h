@@ -45,6 +45,11 @@ class Replicator {
   // it. The same object is returned for the same id while somebody holds it.
   virtual std::shared_ptr<ReplicatedFile> Attach(FileId id, int backing_fd) = 0;
 
+  // Around the local part of a write and the call of Written or WrittenDurably that reports it, so that a frozen volume does not change.
+  // Requires: no other call of this interface but those two in between.
+  virtual void BeginWrite() {}
+  virtual void EndWrite() {}
+
   // Says that the local file changed in `extent` (write, copy_file_range). Returns when every in-sync replica
   // has received the bytes.
   virtual int Written(ReplicatedFile& file, Extent extent) = 0;
@@ -54,13 +59,13 @@ class Replicator {
   using LocalSync = absl::FunctionRef<int()>;
   virtual int WrittenDurably(ReplicatedFile& file, Extent extent, LocalSync local_sync) {
     const int error = Written(file, extent);
-    return error != 0 ? error : Sync(file, local_sync);
+    return error != 0 ? error : Sync(file, /*data_only=*/true, local_sync);
   }
 
   // fsync, fdatasync: everything stored to the file before, by handles and by the mappings of every process,
   // is durable here and on every in-sync replica. `local_sync` makes the backing file durable; it runs while
-  // the replicas work.
-  virtual int Sync(ReplicatedFile& file, LocalSync local_sync) = 0;
+  // the replicas work. Callers at the same time with equal `data_only` may share one `local_sync`.
+  virtual int Sync(ReplicatedFile& file, bool data_only, LocalSync local_sync) = 0;
 
   // fsync of a directory, syncfs: every namespace change before is durable here and on every in-sync replica,
   // and for syncfs every file.

@@ -116,7 +116,7 @@ void Volume::Suspended(FileId file) {
 }
 
 void Volume::Resumed(FileId file) {
-  LogLine(LogLevel::kWarning).Text("a sync goes on").Field("file", Raw(file));
+  LogLine(LogLevel::kWarning).Text("a sync waits no longer for the replica").Field("file", Raw(file));
   Report(local::ReportKind::kResumed, file, 0);
 }
 

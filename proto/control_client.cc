@@ -187,6 +187,11 @@ absl::StatusOr<control::HelloReply> ControlClient::Hello(const control::HelloReq
   return impl_->Unary(&Stub::Hello, request, timeout);
 }
 
+absl::StatusOr<control::ReplicaState> ControlClient::CopyState(const control::CopyStateRequest& request,
+                                                               Timeout timeout) {
+  return impl_->Unary(&Stub::CopyState, request, timeout);
+}
+
 absl::StatusOr<control::OpenSessionReply> ControlClient::OpenSession(
     const control::OpenSessionRequest& request, Timeout timeout) {
   return impl_->Unary(&Stub::OpenSession, request, timeout);

@@ -39,6 +39,7 @@ class ControlClient {
   ControlClient& operator=(const ControlClient&) = delete;
 
   absl::StatusOr<control::HelloReply> Hello(const control::HelloRequest& request, Timeout timeout);
+  absl::StatusOr<control::ReplicaState> CopyState(const control::CopyStateRequest& request, Timeout timeout);
   absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request,
                                                         Timeout timeout);
   absl::StatusOr<control::LeaveReply> Leave(const control::LeaveRequest& request, Timeout timeout);

@@ -26,6 +26,10 @@ void Patience::Progress() {
 // kProceed fails like kFail: what it would have to record is the business of a dirty map, and the daemon
 // refuses to mount a volume with that policy while it has none.
 bool Patience::RanOut() {
+  interrupted_ = interrupted_ != 0 ? interrupted_ : observer_.Interrupted(suspended_);
+  if (interrupted_ != 0) {
+    return true;
+  }
   if (!limit_.Expired()) {
     return false;
   }
@@ -45,10 +49,11 @@ Deadline Patience::Within(Deadline::Duration duration) const {
 Deadline Patience::Slice() const { return Within(kPageSlice); }
 
 void Patience::Ended(int error) {
+  if (suspended_) {
+    observer_.Resumed(file_);
+  }
   if (error != 0) {
     observer_.Failed(file_, error);
-  } else if (suspended_) {
-    observer_.Resumed(file_);
   }
 }
 

@@ -4,6 +4,7 @@
 // more. Used by one thread.
 #pragma once
 
+#include <cerrno>
 #include <chrono>
 
 #include "replication/deadline.h"
@@ -21,8 +22,10 @@ class Patience {
 
   // What has been waited for comes nearer: the current period starts again.
   void Progress();
-  // True when the sync has to fail now. Changes from waiting silently to waiting announced when that is due.
+  // True when the sync has to fail now, with error(). Changes from waiting silently to waiting announced when that is due.
   bool RanOut();
+  // EIO, or why the observer ended the wait.
+  int error() const { return interrupted_ != 0 ? interrupted_ : EIO; }
   // The end of the current period, and a point before it.
   Deadline limit() const { return limit_; }
   Deadline Slice() const;
@@ -35,6 +38,7 @@ class Patience {
   SyncObserver& observer_;
   const FileId file_;
   bool suspended_ = false;
+  int interrupted_ = 0;
   Deadline limit_;
 };
 

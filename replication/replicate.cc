@@ -147,7 +147,7 @@ Error Sync::Converge() {
       return local_error_;
     }
     if (patience_.RanOut()) {
-      return {EIO, "replicate: no answer from the replica within the deadline"};
+      return {patience_.error(), "replicate: no answer from the replica within the deadline"};
     }
     const ReplicaMask reachable = Reachable(missing);
     if (superseded_) {

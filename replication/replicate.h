@@ -60,9 +60,14 @@ class SyncObserver {
  public:
   virtual ~SyncObserver() = default;
   virtual void Suspended(FileId file) = 0;  // the blip deadline passed, waiting on as the owner said
-  virtual void Resumed(FileId file) = 0;
+  virtual void Resumed(FileId file) = 0;    // that wait is over, whatever came of it
   virtual void Failed(FileId file, int error) = 0;
   virtual void Recaptured() = 0;
+  // Asked several times a second while a sync waits: an errno ends it. `suspended`: the deadline has passed.
+  virtual int Interrupted(bool suspended) {
+    (void)suspended;
+    return 0;
+  }
 };
 
 class Replication {

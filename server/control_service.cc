@@ -104,6 +104,19 @@ struct ControlService::Impl final : control::Control::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status CopyState(grpc::ServerContext*, const control::CopyStateRequest* request,
+                         control::ReplicaState* reply) override {
+    if (grpc::Status refusal = Admit(request->node()); !refusal.ok()) {
+      return refusal;
+    }
+    auto [replica, refusal] = Replica(request->volume());
+    if (replica == nullptr) {
+      return refusal;
+    }
+    *reply = replica->CopyState();
+    return grpc::Status::OK;
+  }
+
   grpc::Status OpenSession(grpc::ServerContext*, const control::OpenSessionRequest* request,
                            control::OpenSessionReply* reply) override {
     if (grpc::Status refusal = Admit(request->node()); !refusal.ok()) {

@@ -42,6 +42,7 @@ class PrimaryView {
 class ReplicaView {
  public:
   virtual ~ReplicaView() = default;
+  virtual control::ReplicaState CopyState() = 0;
   // Checks epoch and rights, and gives a ticket for one connection; fills all but data_addresses.
   virtual absl::StatusOr<control::OpenSessionReply> OpenSession(
       const control::OpenSessionRequest& request) = 0;

@@ -57,7 +57,7 @@ void SetUpEventLog(LogLevel level) {
   spdlog::set_default_logger(std::move(logger));
 }
 
-std::string FormatEvent(std::string_view event, std::initializer_list<EventField> fields) {
+std::string FormatEvent(std::string_view event, std::span<const EventField> fields) {
   std::string line = fmt::format("event={}", event);
   for (const EventField& field : fields) {
     line += fmt::format(" {}=", field.key);
@@ -66,7 +66,7 @@ std::string FormatEvent(std::string_view event, std::initializer_list<EventField
   return line;
 }
 
-void LogEvent(LogLevel level, std::string_view event, std::initializer_list<EventField> fields) {
+void LogEvent(LogLevel level, std::string_view event, std::span<const EventField> fields) {
   spdlog::default_logger_raw()->log(ToSpdlog(level), "{}", FormatEvent(event, fields));
 }
 

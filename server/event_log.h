@@ -5,6 +5,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -28,9 +29,15 @@ struct EventField {
 // Sets the level and the form of the lines. Before it everything from kInfo is logged.
 void SetUpEventLog(LogLevel level);
 
-void LogEvent(LogLevel level, std::string_view event, std::initializer_list<EventField> fields = {});
+void LogEvent(LogLevel level, std::string_view event, std::span<const EventField> fields);
+inline void LogEvent(LogLevel level, std::string_view event, std::initializer_list<EventField> fields = {}) {
+  LogEvent(level, event, std::span(fields.begin(), fields.size()));
+}
 
 // A line without its time and level: "event=ready node=n1". For tests of the form.
-std::string FormatEvent(std::string_view event, std::initializer_list<EventField> fields);
+std::string FormatEvent(std::string_view event, std::span<const EventField> fields);
+inline std::string FormatEvent(std::string_view event, std::initializer_list<EventField> fields) {
+  return FormatEvent(event, std::span(fields.begin(), fields.size()));
+}
 
 }  // namespace pmirror::server

@@ -104,7 +104,7 @@ bool ReplicaSession::AcceptHello(const FrameReader::Frame& frame) {
   volume_ = environment_.find_volume(uuid);
   if (volume_ == nullptr || hello.reserved != 0) {
     RefuseHello(RefusalCode::kNotGranted,
-                absl::StrCat("no replica of volume ", UuidText(uuid), " is open here"));
+                absl::StrCat("no replica of volume ", recovery::UuidText(uuid), " is open here"));
     return false;
   }
   absl::StatusOr<std::shared_ptr<Session>> session =

@@ -21,7 +21,6 @@ absl::StatusOr<control::OpenSessionReply> ReplicaVolumeView::OpenSession(
   wanted.process = request.process();
   wanted.generation = request.generation();
   wanted.mount_number = request.mount_number();
-  const control::ReplicaState before = State();  // the request itself changes it (a new mount is not clean)
   const absl::StatusOr<SessionTable::Permit> permit = volume_.PrepareSession(wanted);
   if (!permit.ok()) {
     return permit.status();
@@ -29,11 +28,10 @@ absl::StatusOr<control::OpenSessionReply> ReplicaVolumeView::OpenSession(
   control::OpenSessionReply reply;
   reply.set_session(Raw(permit->session));
   reply.set_ticket(permit->ticket.data(), permit->ticket.size());
-  *reply.mutable_replica() = before;
   return reply;
 }
 
-control::ReplicaState ReplicaVolumeView::State() const {
+control::ReplicaState ReplicaVolumeView::CopyState() {
   const ReplicaVolume::State state = volume_.state();
   control::ReplicaState message;
   message.set_volume(state.record.volume.data(), state.record.volume.size());

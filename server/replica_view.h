@@ -20,6 +20,7 @@ class ReplicaVolumeView : public ReplicaView {
   ReplicaVolumeView(std::string node, ReplicaVolume& volume, DataListener& listener)
       : node_(std::move(node)), volume_(volume), listener_(listener) {}
 
+  control::ReplicaState CopyState() override;
   absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request) override;
   absl::Status Leave(const control::LeaveRequest& request) override;
   absl::StatusOr<recovery::Inventory> Inventory() override;
@@ -28,8 +29,6 @@ class ReplicaVolumeView : public ReplicaView {
   void SetReachable(const std::string& node, bool reachable) override;
 
  private:
-  control::ReplicaState State() const;
-
   const std::string node_;
   ReplicaVolume& volume_;
   DataListener& listener_;

@@ -11,12 +11,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "recovery/backing_owner.h"
 #include "spdlog/spdlog.h"
 
 namespace pmirror::server {
 namespace {
-
-constexpr char kOwnerFile[] = "volume";  // in .pmirror: the volume's uuid, one line
 
 absl::Status Superseded(const std::string& what) { return absl::FailedPreconditionError(what); }
 
@@ -24,7 +23,7 @@ absl::Status Superseded(const std::string& what) { return absl::FailedPreconditi
 
 ReplicaVolume::ReplicaVolume(Options options)
     : options_(std::move(options)),
-      record_path_(absl::StrCat(options_.state_directory, "/", options_.name, ".replica")),
+      record_path_(absl::StrCat(options_.state_directory, "/", options_.name, ".copy")),
       sessions_(options_.sessions) {}
 
 ReplicaVolume::~ReplicaVolume() { Shutdown().IgnoreError(); }
@@ -52,19 +51,19 @@ absl::StatusOr<std::unique_ptr<ReplicaVolume>> ReplicaVolume::Open(Options optio
 }
 
 absl::Status ReplicaVolume::LoadRecord() {
-  absl::StatusOr<std::optional<VolumeRecord>> loaded = LoadVolumeRecord(record_path_);
+  absl::StatusOr<std::optional<VolumeRecord>> loaded = recovery::LoadVolumeRecord(record_path_);
   if (!loaded.ok()) {
     return loaded.status();
   }
   record_.volume = options_.uuid;
   record_ = loaded->value_or(record_);
   if (record_.volume != options_.uuid) {
-    return absl::FailedPreconditionError(absl::StrCat("replica record ", record_path_, " is of volume ",
-                                                      UuidText(record_.volume), ", configured is ",
-                                                      UuidText(options_.uuid)));
+    return absl::FailedPreconditionError(absl::StrCat("copy record ", record_path_, " is of volume ",
+                                                      recovery::UuidText(record_.volume), ", configured is ",
+                                                      recovery::UuidText(options_.uuid)));
   }
   epoch_ = Raw(record_.epoch);
-  restarted_in_use_ = !record_.clean && record_.boot != BootId();
+  restarted_in_use_ = !record_.clean && record_.boot != recovery::BootId();
   return absl::OkStatus();
 }
 
@@ -74,7 +73,9 @@ absl::Status ReplicaVolume::OpenBacking() {
     return index.status();
   }
   index_ = *std::move(index);
-  if (const absl::Status status = CheckOwner(); !status.ok()) {
+  if (const absl::Status status =
+          recovery::ClaimBackingDirectory(index_->own_directory(), options_.uuid, options_.backing);
+      !status.ok()) {
     return status;
   }
   domain_ = PersistenceDomain::Create(options_.domain, index_->root());
@@ -91,33 +92,6 @@ absl::Status ReplicaVolume::OpenBacking() {
   const bool same_mount = length == sizeof mark && mark[0] == record_.mount_number;
   applied_ = same_mount ? std::max(mark[1], record_.operation) : record_.operation;
   operation_durable_ = record_.operation;
-  return absl::OkStatus();
-}
-
-// The backing directory belongs to one volume for ever.
-absl::Status ReplicaVolume::CheckOwner() {
-  const std::string expected = UuidText(options_.uuid) + "\n";
-  std::string found(64, '\0');
-  const UniqueFd existing(::openat(index_->own_directory(), kOwnerFile, O_RDONLY | O_CLOEXEC));
-  const ssize_t length = existing.valid() ? ::read(existing.get(), found.data(), found.size()) : 0;
-  if (length < 0 || (!existing.valid() && errno != ENOENT)) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("read ", options_.backing, "/.pmirror/", kOwnerFile));
-  }
-  found.resize(static_cast<size_t>(length));
-  if (found == expected || found + "\n" == expected) {
-    return absl::OkStatus();
-  }
-  if (!found.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat("backing directory ", options_.backing,
-                                                      " belongs to volume ", found, ", configured is ",
-                                                      expected, "; choose another directory"));
-  }
-  const UniqueFd made(::openat(index_->own_directory(), kOwnerFile, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
-  if (!made.valid() ||
-      ::write(made.get(), expected.data(), expected.size()) != static_cast<ssize_t>(expected.size()) ||
-      ::fsync(made.get()) != 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("write ", options_.backing, "/.pmirror/", kOwnerFile));
-  }
   return absl::OkStatus();
 }
 
@@ -201,7 +175,7 @@ absl::Status ReplicaVolume::Adopt(const SessionRequest& request) {
   next.mount_number = request.mount_number;
   next.generation = record_.generation == 0 ? request.generation : record_.generation;
   next.clean = false;
-  next.boot = BootId();
+  next.boot = recovery::BootId();
   if (next == record_) {
     return absl::OkStatus();
   }
@@ -237,7 +211,7 @@ absl::Status ReplicaVolume::Adopt(const SessionRequest& request) {
 }
 
 absl::Status ReplicaVolume::StoreRecord(const VolumeRecord& record) {
-  if (const absl::Status status = StoreVolumeRecord(record_path_, record); !status.ok()) {
+  if (const absl::Status status = recovery::StoreVolumeRecord(record_path_, record); !status.ok()) {
     spdlog::error("event=record_not_stored volume={} error=\"{}\"", options_.name,
                   std::string(status.message()));
     return status;

@@ -26,6 +26,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "recovery/volume_record.h"
 #include "replication/frame.h"
 #include "replication/persistence.h"
 #include "server/backing_index.h"
@@ -35,9 +36,10 @@
 #include "server/outcome.h"
 #include "server/persistence.h"
 #include "server/session_table.h"
-#include "server/volume_record.h"
 
 namespace pmirror::server {
+
+using recovery::VolumeRecord;
 
 constexpr char kOperationXattr[] =
     "trusted.pmirror.operation";  // two u64, little-endian: mount number, operation
@@ -48,7 +50,7 @@ class ReplicaVolume {
     std::string name;
     Uuid uuid{};
     std::string backing;          // directory
-    std::string state_directory;  // holds "<name>.replica"
+    std::string state_directory;  // holds "<name>.copy"
     Domain domain = Domain::kFile;
     SessionTable::Limits sessions;
     // How long a frame waits for the size operation it was captured after, and a caller for connections to
@@ -152,7 +154,6 @@ class ReplicaVolume {
  private:
   explicit ReplicaVolume(Options options);
   absl::Status OpenBacking();
-  absl::Status CheckOwner();
   absl::Status LoadRecord();
   absl::Status CheckRequest(const SessionRequest& request) const;
   absl::Status Adopt(const SessionRequest& request);

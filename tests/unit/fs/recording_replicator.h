@@ -72,7 +72,7 @@ class RecordingReplicator : public Replicator {
     return error != 0 ? error : fail_after_change_.load();
   }
 
-  int Sync(ReplicatedFile& file, LocalSync local_sync) override {
+  int Sync(ReplicatedFile& file, bool, LocalSync local_sync) override {
     {
       std::lock_guard lock(files_mutex_);
       syncs_.push_back(file.id());

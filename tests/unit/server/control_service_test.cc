@@ -90,6 +90,11 @@ class FakePrimary : public PrimaryView {
 
 class FakeReplica : public ReplicaView {
  public:
+  control::ReplicaState CopyState() override {
+    control::ReplicaState state;
+    state.set_generation(7);
+    return state;
+  }
   absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request) override {
     control::OpenSessionReply reply;
     reply.set_session(request.epoch() + 100);

@@ -20,7 +20,7 @@ class ReplicaBed {
  public:
   explicit ReplicaBed(Domain domain = Domain::kVolatile) {
     options_.name = "v0";
-    options_.uuid = *ParseUuid("00112233-4455-6677-8899-aabbccddeeff");
+    options_.uuid = *recovery::ParseUuid("00112233-4455-6677-8899-aabbccddeeff");
     options_.backing = backing.path();
     options_.state_directory = state.path();
     options_.domain = domain;

@@ -30,7 +30,7 @@ class ReplicaVolumeTest : public testing::Test {
   std::string WhyNot(const ReplicaVolume::SessionRequest& request) {
     return std::string(bed_.volume().PrepareSession(request).status().message());
   }
-  std::string RecordPath() const { return bed_.state / "v0.replica"; }
+  std::string RecordPath() const { return bed_.state / "v0.copy"; }
   ReplicaVolume::Departure Departure(uint64_t operation) const {
     return {.epoch = bed_.epoch, .operation = operation, .generation = 77, .mount_number = bed_.mount_number};
   }
@@ -48,7 +48,7 @@ TEST_F(ReplicaVolumeTest, AFreshCopySaysSoAndTakesTheGenerationOfItsFirstPrimary
   EXPECT_EQ(state.record.generation, 77u);
   EXPECT_EQ(state.record.mount_number, 1u);
   EXPECT_FALSE(state.record.clean);
-  EXPECT_EQ(LoadVolumeRecord(RecordPath())->value(), state.record)
+  EXPECT_EQ(recovery::LoadVolumeRecord(RecordPath())->value(), state.record)
       << "not durable before the session is open";
 }
 
@@ -192,9 +192,9 @@ TEST_F(ReplicaVolumeTest, P9ADamagedRecordIsRefusedByNameAndNothingIsTouched) {
 TEST_F(ReplicaVolumeTest, AfterARestartOfTheMachineTheSameMountIsNotGoneOnWith) {
   (void)bed_.Permit(SessionKind::kDaemon);
   bed_.Stop();
-  VolumeRecord record = LoadVolumeRecord(RecordPath())->value();
+  VolumeRecord record = recovery::LoadVolumeRecord(RecordPath())->value();
   record.boot = "another-boot";
-  ASSERT_TRUE(StoreVolumeRecord(RecordPath(), record).ok());
+  ASSERT_TRUE(recovery::StoreVolumeRecord(RecordPath(), record).ok());
   bed_.Start();
   EXPECT_TRUE(bed_.volume().state().restarted_in_use);
   EXPECT_EQ(Prepare(bed_.Request(SessionKind::kDaemon)), Code::kFailedPrecondition);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The durable record of a replica: exact round trips, and not one damaged byte is accepted.
-#include "server/volume_record.h"
+#include "recovery/volume_record.h"
 
 #include <gtest/gtest.h>
 
@@ -9,8 +9,11 @@
 #include "tests/unit/server/temp_directory.h"
 #include "tests/unit/server/tree.h"
 
-namespace pmirror::server {
+namespace pmirror::recovery {
 namespace {
+
+using server::ReadFile;
+using server::TempDirectory;
 
 VolumeRecord Sample() {
   VolumeRecord record;
@@ -28,7 +31,7 @@ VolumeRecord Sample() {
 
 TEST(VolumeRecord, ComesBackAsItWasAndIsReplacedAsAWhole) {
   const TempDirectory directory;
-  const std::string path = directory / "v0.replica";
+  const std::string path = directory / "v0.copy";
   ASSERT_TRUE(LoadVolumeRecord(path).ok());
   EXPECT_FALSE(LoadVolumeRecord(path)->has_value());
   VolumeRecord record = Sample();
@@ -42,7 +45,7 @@ TEST(VolumeRecord, ComesBackAsItWasAndIsReplacedAsAWhole) {
 
 TEST(VolumeRecord, EveryDamagedByteAndEveryCutIsRefusedByName) {
   const TempDirectory directory;
-  const std::string path = directory / "v0.replica";
+  const std::string path = directory / "v0.copy";
   ASSERT_TRUE(StoreVolumeRecord(path, Sample()).ok());
   const std::string good = ReadFile(path);
   const auto refused = [&](const std::string& text) {
@@ -63,13 +66,13 @@ TEST(VolumeRecord, EveryDamagedByteAndEveryCutIsRefusedByName) {
 
 TEST(VolumeRecord, AStateDirectoryThatCannotBeWrittenIsAnErrorAndKeepsTheOldRecord) {
   const TempDirectory directory;
-  EXPECT_FALSE(StoreVolumeRecord(directory / "missing/v0.replica", Sample()).ok());
+  EXPECT_FALSE(StoreVolumeRecord(directory / "missing/v0.copy", Sample()).ok());
   if (!TempDirectory().MountSmall(4096)) {
     GTEST_SKIP() << "mounting is not allowed here";
   }
   TempDirectory small;
   ASSERT_TRUE(small.MountSmall(8192));
-  const std::string path = small / "v0.replica";
+  const std::string path = small / "v0.copy";
   ASSERT_TRUE(StoreVolumeRecord(path, Sample()).ok());
   std::ofstream(small / "filler") << std::string(8192, 'x');
   VolumeRecord other = Sample();
@@ -88,4 +91,4 @@ TEST(Uuid, TextRoundTripsAndOtherTextIsNone) {
 }
 
 }  // namespace
-}  // namespace pmirror::server
+}  // namespace pmirror::recovery

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Reading and writing of volume records. See volume_record.h.
-#include "server/volume_record.h"
+#include "recovery/volume_record.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -19,10 +19,10 @@
 #include "replication/crc32c.h"
 #include "replication/unique_fd.h"
 
-namespace pmirror::server {
+namespace pmirror::recovery {
 namespace {
 
-constexpr char kFirstLine[] = "pmirror replica record 1";
+constexpr char kFirstLine[] = "pmirror copy record 1";
 constexpr size_t kMaxBytes = 4096;
 
 std::string Body(const VolumeRecord& record) {
@@ -38,7 +38,7 @@ std::string Checksum(const std::string& body) {
 
 absl::Status Corrupt(const std::string& path, const std::string& what) {
   return absl::DataLossError(
-      absl::StrCat("replica record ", path, ": ", what,
+      absl::StrCat("copy record ", path, ": ", what,
                    "; restore the file, or remove it and the copy so that the volume is copied anew"));
 }
 
@@ -172,4 +172,4 @@ std::optional<Uuid> ParseUuid(const std::string& text) {
   return UuidText(uuid) == text ? std::optional(uuid) : std::nullopt;
 }
 
-}  // namespace pmirror::server
+}  // namespace pmirror::recovery

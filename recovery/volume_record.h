@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "replication/types.h"
 
-namespace pmirror::server {
+namespace pmirror::recovery {
 
 struct VolumeRecord {
   Uuid volume{};
@@ -40,4 +40,4 @@ std::string BootId();
 std::string UuidText(const Uuid& uuid);
 std::optional<Uuid> ParseUuid(const std::string& text);
 
-}  // namespace pmirror::server
+}  // namespace pmirror::recovery

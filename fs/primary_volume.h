@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A volume on the node that is its primary: takes up the copy where the last mount left it, mounts it, and keeps its replicas in sync until
+// it is left.
+//
+// Thread-safe between Mount() and Leave().
+// ---
+// For maintainers. What survives: the record of the copy (recovery/volume_record.h) says `unclean` and the new mount number before the first
+// replica is contacted, and `clean` only after every replica has said so of its own copy.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "fs/client_volume.h"
+#include "fs/fuse_session.h"
+#include "fs/replica_link.h"
+#include "fs/volume_replicator.h"
+#include "proto/control.pb.h"
+#include "recovery/verifier.h"
+#include "recovery/volume_record.h"
+
+namespace pmirror::fs {
+
+class PrimaryVolume final : public ClientVolume, public recovery::Freezer {
+ public:
+  struct Replica {
+    std::string node;
+    std::vector<std::string> control;  // addresses of its daemon
+  };
+  struct Options {
+    std::string name;
+    Uuid uuid{};
+    std::string node;     // this one
+    std::string backing;  // directory
+    std::string mount;    // directory
+    std::string socket;   // of the local protocol, for the mount's source
+    std::string state_directory;
+    std::vector<Replica> replicas;  // bit i of the in-sync set is the i-th
+    OnLoss on_loss = OnLoss::kSuspend;
+    std::chrono::nanoseconds deadline{};
+    std::chrono::nanoseconds suspend{};
+    Domain domain = Domain::kFile;
+  };
+
+  // Opens the copy and mounts it. `oracle` and `events` must outlive the volume. Nothing is mounted after an error, which names the directory
+  // and the remedy.
+  static absl::StatusOr<std::unique_ptr<PrimaryVolume>> Mount(Options options, const OpenOracle& oracle,
+                                                              EventSink& events);
+  // Without grace: programs are cut off, the copy stays recorded as unclean unless Leave() succeeded.
+  ~PrimaryVolume() override;
+
+  // Before the first program says hello.
+  void UseForeignStores(ForeignStores* stores) { replicator_->UseForeignStores(stores); }
+
+  // Leaves the mount; programs that do not leave it before the deadline are cut off.
+  void Unmount(Deadline deadline);
+  // After Unmount and the end of the programs' registry: brings everything over and parts from the replicas cleanly. An error says why the
+  // copies cannot be called equal: the next mount then compares them.
+  absl::Status Leave();
+
+  // --- for the control service ---
+  struct ProgramCounters {
+    uint64_t processes = 0;
+    uint64_t syncs = 0;
+  };
+  void FillStatus(control::VolumeStatus& status, const ProgramCounters& programs);
+  absl::Status Ping(const std::string& node, control::PingReply& reply);
+  void SetReachable(const std::string& node, bool reachable);
+
+  // --- recovery::Freezer ---
+  absl::Status Freeze() override;
+  void Thaw() override;
+  absl::Status Flush(FileId file, Extent extent) override;
+  absl::StatusOr<bool> Dirty(FileId file, Extent extent) override;
+
+  // --- ClientVolume ---
+  const std::string& name() const override { return options_.name; }
+  const Uuid& uuid() const override { return options_.uuid; }
+  dev_t mount_device() const override { return mount_device_; }
+  dev_t backing_device() const override { return root_->device(); }
+  int page_fd() const override { return page_->fd(); }
+  size_t replica_count() const override { return links_.size(); }
+  FileSystem& file_system() override { return *file_system_; }
+  SharedParts PartsOf(const ReplicatedFile& file) const override;
+  Result<Connector::Connection> OpenSession(size_t replica, const std::string& process, SessionId session,
+                                            Sequence next_sequence, Deadline deadline) override;
+  int Grant(size_t replica, SessionId session, FileId file, Deadline deadline) override;
+  void EndSession(size_t replica, SessionId session) override;
+  void SetWritingMappers(ReplicatedFile& file, size_t processes) override;
+  void HoldDirty(const std::shared_ptr<ReplicatedFile>& file, std::span<const Extent> extents) override;
+  int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
+                 Deadline deadline) override;
+  int SyncAll(ProcessSerial asking, Deadline deadline) override;
+  void Report(pid_t pid, local::ReportKind kind, FileId file, uint64_t value) override;
+
+ private:
+  PrimaryVolume(Options options, EventSink& events) : options_(std::move(options)), events_(events) {}
+  absl::Status OpenCopy();
+  absl::Status TakeUp();
+  absl::Status Start(const OpenOracle& oracle);
+  bool AllInSync() const;
+
+  const Options options_;
+  EventSink& events_;
+  const std::string record_path_ = options_.state_directory + "/" + options_.name + ".copy";
+  recovery::VolumeRecord record_;
+  CopyHistory history_;
+  dev_t mount_device_ = 0;
+
+  // In the order of their making; each uses those above it.
+  std::unique_ptr<BackingRoot> root_;
+  OperationLog log_;
+  std::unique_ptr<VolumePageOwner> page_;
+  std::unique_ptr<StagingPool> staging_;
+  std::vector<std::unique_ptr<ReplicaLink>> links_;
+  std::unique_ptr<VolumeReplicator> replicator_;
+  std::unique_ptr<FileSystem> file_system_;
+  std::unique_ptr<FuseSession> session_;
+
+  // What programs report of their own sessions.
+  struct Reports {
+    uint64_t suspended = 0;
+    uint64_t recaptures = 0;
+    uint64_t sender_full = 0;
+    uint64_t peer_congested = 0;
+    uint64_t reconnects = 0;
+  };
+  mutable std::mutex reports_mutex_;
+  Reports reports_;  // guarded by reports_mutex_
+};
+
+}  // namespace pmirror::fs

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The order of operations on the tree, and the waiting for replicas; volume_replicator_data.cc has the data. See volume_replicator.h.
+#include "fs/volume_replicator.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "fs/interruption.h"
+#include "replication/patience.h"
+
+namespace pmirror::fs {
+namespace {
+
+std::vector<DataSession*> SessionsOf(std::span<const ReplicaPath> replicas) {
+  std::vector<DataSession*> sessions;
+  for (const ReplicaPath& replica : replicas) {
+    sessions.push_back(replica.session);
+  }
+  return sessions;
+}
+
+}  // namespace
+
+VolumeReplicator::VolumeReplicator(Options options, VolumePageOwner& page, OperationLog& log,
+                                   std::span<const ReplicaPath> replicas, StagingPool& staging,
+                                   EventSink& events)
+    : options_(std::move(options)),
+      page_(page),
+      log_(log),
+      replicas_(replicas.begin(), replicas.end()),
+      sessions_(SessionsOf(replicas)),
+      events_(events),
+      replication_(page.page(), sessions_, staging, *this) {}
+
+VolumeReplicator::~VolumeReplicator() { Stop(); }
+
+// --- operations on the tree ---
+
+int VolumeReplicator::Change(LocalChange local_change) {
+  const FreezeGate::Pass pass(gate_);
+  if (const int error = MakeRoom(); error != 0) {
+    return error;
+  }
+  uint64_t number = 0;
+  {
+    const std::lock_guard lock(namespace_mutex_);
+    NamespaceOp op;
+    if (const int error = local_change(op); error != 0) {
+      return error;
+    }
+    number = log_.Append(op);
+    DropIfGone(op);
+  }
+  return AwaitOperation(number);
+}
+
+int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_change) {
+  FileState& file = StateOf(replicated);
+  const FreezeGate::Pass pass(gate_);
+  if (const int error = MakeRoom(); error != 0) {
+    return error;
+  }
+  Extent tail;
+  int result = 0;
+  {
+    const std::lock_guard size_lock(file.size_mutex());
+    const FileState::RaisedFlag flag(file);
+    page_.BeginSizeOperation(file.slot_index());
+    const uint64_t old_size = file.size();
+    uint64_t number = 0;
+    {
+      const std::lock_guard lock(namespace_mutex_);
+      NamespaceOp op;
+      if (const int error = local_change(op); error != 0) {
+        page_.AbandonSizeOperation(file.slot_index());
+        return error;
+      }
+      number = log_.Append(op);
+    }
+    struct stat info {};
+    const bool known = ::fstat(file.backing_fd(), &info) == 0;
+    const uint64_t new_size = known ? static_cast<uint64_t>(info.st_size) : old_size;
+    result = AwaitOperation(number);
+    page_.EndSizeOperation(file.slot_index(), 2 * number, new_size);
+    file.NotDurable();
+    tail = TailOf(old_size, new_size);
+    file.Hold(tail);
+  }
+  if (result == 0 && !tail.empty()) {
+    FileState::Capture capture(file, tail, {});
+    result = Send(file, capture, WaitLevel::kReceived, nullptr);
+  }
+  return result;
+}
+
+// An object that has left the volume needs nothing any more. Under the namespace lock.
+void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
+  FileId gone = FileId::kNone;
+  if (op.kind == OpKind::kForgetOrphan || (op.kind == OpKind::kUnlink && (op.flags & kOpOrphaned) == 0)) {
+    gone = op.target;
+  } else if (op.kind == OpKind::kRename && (op.flags & (kOpOrphaned | kOpExchange)) == 0) {
+    gone = op.replaced;
+  }
+  const std::shared_ptr<FileState> file = gone == FileId::kNone ? nullptr : Find(gone);
+  struct stat info {};
+  if (file == nullptr || ::fstat(file->backing_fd(), &info) != 0 || info.st_nlink != 0) {
+    return;  // nobody knows it, or it has another name
+  }
+  file->Forget();
+  const std::lock_guard lock(files_mutex_);
+  unsettled_.erase(gone);
+}
+
+// Waits as the policy says until every member has applied the operation.
+int VolumeReplicator::AwaitOperation(uint64_t number) {
+  Patience patience(page_.page(), *this, FileId::kNone);
+  uint8_t done = 0;
+  int result = 0;
+  while (true) {
+    const SetWord set = LoadSet(page_.page());
+    const auto wanted = static_cast<uint8_t>(set.members() | set.joiners());
+    if (replicas_.size() > 1) {
+      for (size_t i = 0; i < replicas_.size(); ++i) {
+        if ((wanted & ~done & (1U << i)) != 0) {
+          replicas_[i].operations->Begin(number);
+        }
+      }
+    }
+    for (size_t i = 0; i < replicas_.size() && result == 0; ++i) {
+      if ((wanted & ~done & (1U << i)) == 0) {
+        continue;
+      }
+      const int error = replicas_[i].operations->Deliver(number, patience.Slice());
+      if (error == 0) {
+        done |= static_cast<uint8_t>(1U << i);
+      } else if (error == ESTALE || error == ENOSPC) {
+        result = error;
+      }
+    }
+    const bool all = (LoadSet(page_.page()).members() & ~done) == 0;
+    if (result != 0 || all) {
+      break;
+    }
+    if (page_.page().state.load() == static_cast<uint32_t>(VolumeState::kFenced)) {
+      result = ESTALE;
+      break;
+    }
+    if (patience.RanOut()) {
+      result = patience.error();
+      break;
+    }
+  }
+  patience.Ended(result);
+  return result;
+}
+
+// The log is bounded by what is not durable on every replica.
+int VolumeReplicator::MakeRoom() {
+  if (!log_.full()) {
+    return 0;
+  }
+  const int error = SyncTree([] { return 0; });
+  return error != 0 ? error : log_.full() ? EIO : 0;
+}
+
+void VolumeReplicator::Trim() {
+  uint64_t durable = UINT64_MAX;
+  for (const DataSession* session : sessions_) {
+    durable = std::min(durable, session->OperationDurable());
+  }
+  log_.Trim(std::min(durable, log_.last()));
+}
+
+FileId VolumeReplicator::NewId() {
+  return FileId{options_.mount_number << 40 | next_id_.fetch_add(1, std::memory_order_relaxed)};
+}
+
+void VolumeReplicator::Adopted(FileId parent, const char* name, FileId id) {
+  events_.Report(Severity::kWarning, "object_without_id",
+                 {{"volume", options_.volume_name},
+                  {"parent", std::to_string(Raw(parent))},
+                  {"name", name},
+                  {"id", std::to_string(Raw(id))},
+                  {"reason", "it was put into the backing directory beside the mount: no replica has it"}});
+}
+
+// --- SyncObserver ---
+
+void VolumeReplicator::Suspended(FileId file) {
+  ++suspended_;
+  events_.Report(Severity::kWarning, "sync_suspended",
+                 {{"volume", options_.volume_name}, {"file", std::to_string(Raw(file))}});
+}
+
+void VolumeReplicator::Resumed(FileId file) {
+  --suspended_;
+  events_.Report(Severity::kInfo, "sync_resumed",
+                 {{"volume", options_.volume_name}, {"file", std::to_string(Raw(file))}});
+}
+
+void VolumeReplicator::Failed(FileId file, int error) {
+  if (error == EINTR) {
+    return;
+  }
+  events_.Report(Severity::kError, "sync_failed",
+                 {{"volume", options_.volume_name},
+                  {"file", std::to_string(Raw(file))},
+                  {"reason", std::strerror(error)}});
+}
+
+void VolumeReplicator::Recaptured() { ++recaptures_; }
+
+int VolumeReplicator::Interrupted(bool suspended) {
+  switch (CurrentInterruption()) {
+    case Interruption::kKill:
+      return EINTR;
+    case Interruption::kSignal:
+      return suspended ? EINTR : 0;
+    case Interruption::kNone:
+      return 0;
+  }
+  return 0;
+}
+
+}  // namespace pmirror::fs

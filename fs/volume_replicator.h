@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The engine of a primary: gives what the file system, plain programs and the programs' registry report its place in the one order, brings
+// it to the replicas, and waits as the volume's policy says. Implements Replicator, and the freezing that verify needs.
+//
+// Thread-safe. Every wait ends by the volume's policy (deadline, then suspend or fail: promise P6), or at once when the waiting program is
+// being killed.
+// ---
+// For maintainers. Lock order: the gate, a file's size mutex, namespace_mutex_, a file's capture mutex, files_mutex_, FileState's own. None is
+// held across a wait for a replica but the gate and the size mutex: the first only lets verify in later, the second keeps the size generation
+// odd until the operation has arrived, so that no frame of the daemon overtakes it on its own session.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "fs/event_sink.h"
+#include "fs/file_state.h"
+#include "fs/foreign_stores.h"
+#include "fs/freeze_gate.h"
+#include "fs/operation_courier.h"
+#include "fs/operation_log.h"
+#include "fs/replicator.h"
+#include "fs/sync_rounds.h"
+#include "fs/volume_page_owner.h"
+#include "replication/replicate.h"
+#include "replication/staging.h"
+
+namespace pmirror::fs {
+
+// The way to one replica: what a ReplicaLink keeps connected.
+struct ReplicaPath {
+  DataSession* session = nullptr;
+  OperationCourier* operations = nullptr;
+};
+
+class VolumeReplicator final : public Replicator, private SyncObserver {
+ public:
+  struct Options {
+    std::string volume_name;
+    uint64_t mount_number = 0;
+  };
+  struct Counters {
+    uint64_t syncs = 0;       // acknowledged ones, of the daemon itself
+    uint64_t suspended = 0;   // waiting now beyond the deadline
+    uint64_t recaptures = 0;  // captures that had to be taken again
+  };
+
+  // All references must outlive the engine; `log` is that of the couriers; `replicas` are in the order of the set's bits. Needs Start() to converge
+  // by itself after a loss.
+  VolumeReplicator(Options options, VolumePageOwner& page, OperationLog& log,
+                   std::span<const ReplicaPath> replicas, StagingPool& staging, EventSink& events);
+  ~VolumeReplicator() override;
+
+  // What programs store through mappings. Before the first request; without it there are no such programs.
+  void UseForeignStores(ForeignStores* stores) { stores_ = stores; }
+
+  // The thread that brings over what a failure, or a program that ended, left dirty.
+  void Start();
+  void Stop();
+  // Something has changed that may let it succeed now.
+  void Wake();
+
+  // --- Replicator ---
+  int Change(LocalChange local_change) override;
+  int ChangeSize(ReplicatedFile& file, LocalChange local_change) override;
+  std::shared_ptr<ReplicatedFile> Attach(FileId id, int backing_fd) override;
+  void BeginWrite() override { gate_.Enter(); }
+  void EndWrite() override { gate_.Leave(); }
+  int Written(ReplicatedFile& file, Extent extent) override;
+  int WrittenDurably(ReplicatedFile& file, Extent extent, LocalSync local_sync) override;
+  int Sync(ReplicatedFile& file, bool data_only, LocalSync local_sync) override;
+  int SyncTree(LocalSync local_sync) override;
+  int SyncVolume(LocalSync local_sync) override;
+  FileId NewId() override;
+  void Adopted(FileId parent, const char* name, FileId id) override;
+
+  // --- the programs' registry ---
+  int SyncOthers(FileState& file, Extent range, ProcessSerial asking);
+  int SyncAll(ProcessSerial asking);
+  // The volume keeps the extents dirty and brings them over soon.
+  void Hold(const std::shared_ptr<FileState>& file, std::span<const Extent> extents);
+
+  // --- verify ---
+  FreezeGate& gate() { return gate_; }
+  // Of a file that is open or dirty; null: nothing of it can be dirty.
+  std::shared_ptr<FileState> Find(FileId id) const;
+  bool Dirty(FileState& file, Extent range);
+
+  Counters counters() const;
+  uint64_t dirty_bytes() const;
+
+ private:
+  void Suspended(FileId file) override;
+  void Resumed(FileId file) override;
+  void Failed(FileId file, int error) override;
+  void Recaptured() override;
+  int Interrupted(bool suspended) override;
+
+  int AwaitOperation(uint64_t number);
+  int MakeRoom();
+  void DropIfGone(const NamespaceOp& op);
+  int SendWritten(FileState& file, Extent extent, WaitLevel level, LocalPersist* local);
+  int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local);
+  int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
+  int Barrier();
+  void Trim();
+  std::vector<std::shared_ptr<FileState>> AllFiles() const;
+  void Keep(FileState& file);
+  void Converge();
+  bool ConvergeOnce();
+
+  const Options options_;
+  VolumePageOwner& page_;
+  OperationLog& log_;
+  const std::vector<ReplicaPath> replicas_;
+  const std::vector<DataSession*> sessions_;  // of replicas_
+  EventSink& events_;
+  Replication replication_;
+  ForeignStores* stores_ = nullptr;
+
+  FreezeGate gate_;
+  std::mutex namespace_mutex_;
+  SyncRounds tree_rounds_;
+  std::atomic<uint64_t> next_id_{1};
+  std::atomic<uint64_t> syncs_{0};
+  std::atomic<uint64_t> suspended_{0};
+  std::atomic<uint64_t> recaptures_{0};
+  std::atomic<uint64_t> changes_{0};          // data that reached the replicas without being durable there
+  std::atomic<uint64_t> durable_changes_{0};  // of them settled by a barrier
+
+  mutable std::mutex files_mutex_;
+  static constexpr size_t kFirstSweep = 256;
+  std::map<FileId, std::weak_ptr<FileState>> files_;  // guarded by files_mutex_
+  size_t next_sweep_ = kFirstSweep;                   // guarded by files_mutex_
+  std::map<FileId, std::shared_ptr<FileState>>
+      unsettled_;  // guarded by files_mutex_: dirty, whether open or not
+
+  std::mutex converge_mutex_;
+  std::condition_variable converge_wake_;
+  bool stopping_ = false;  // guarded by converge_mutex_
+  uint64_t wakes_ = 0;     // guarded by converge_mutex_
+  std::thread converger_;
+};
+
+}  // namespace pmirror::fs

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Captures of data, syncs, and what failures left dirty. The order of the steps is docs/internals/capture-order.md. See volume_replicator.h.
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <utility>
+
+#include "fs/volume_replicator.h"
+
+namespace pmirror::fs {
+namespace {
+
+constexpr Extent kWholeFile{0, INT64_MAX};
+constexpr std::chrono::milliseconds kConvergePause{
+    250};  // between attempts to bring over what a loss left dirty
+
+// The file system's way to make the local file durable, as a capture wants it.
+class LocalSyncCall : public LocalPersist {
+ public:
+  explicit LocalSyncCall(Replicator::LocalSync call) : call_(call) {}
+  Error Persist() override {
+    const int error = call_();
+    return error == 0 ? Error::Ok() : Error{error, "make the backing file durable"};
+  }
+
+ private:
+  Replicator::LocalSync call_;
+};
+
+}  // namespace
+
+std::shared_ptr<ReplicatedFile> VolumeReplicator::Attach(FileId id, int backing_fd) {
+  const std::lock_guard lock(files_mutex_);
+  std::weak_ptr<FileState>& known = files_[id];
+  if (std::shared_ptr<FileState> file = known.lock()) {
+    return file;
+  }
+  std::shared_ptr<FileState> file = FileState::Create(id, backing_fd, 2 * log_.last(), page_);
+  if (file == nullptr) {
+    files_.erase(id);
+    events_.Report(
+        Severity::kError, "file_not_attached",
+        {{"volume", options_.volume_name},
+         {"file", std::to_string(Raw(id))},
+         {"reason", "too many files are open in the volume, or the daemon has no descriptors left"}});
+    return nullptr;
+  }
+  if (durable_changes_ < changes_) {
+    file->NotDurable();  // some of it may be of this file, from an earlier handle
+  }
+  known = file;
+  if (files_.size() >= next_sweep_) {  // forget who has gone
+    std::erase_if(files_, [](const auto& entry) { return entry.second.expired(); });
+    next_sweep_ = 2 * files_.size() + kFirstSweep;
+  }
+  return file;
+}
+
+std::shared_ptr<FileState> VolumeReplicator::Find(FileId id) const {
+  const std::lock_guard lock(files_mutex_);
+  const auto it = files_.find(id);
+  return it == files_.end() ? nullptr : it->second.lock();
+}
+
+std::vector<std::shared_ptr<FileState>> VolumeReplicator::AllFiles() const {
+  std::vector<std::shared_ptr<FileState>> all;
+  const std::lock_guard lock(files_mutex_);
+  for (const auto& [id, weak] : files_) {
+    if (std::shared_ptr<FileState> file = weak.lock()) {
+      all.push_back(std::move(file));
+    }
+  }
+  return all;
+}
+
+// One capture to every member. Size operations of the file that are still on their way go first: on our session nothing may overtake them.
+int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLevel level,
+                           LocalPersist* local) {
+  int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2);
+  if (error == 0) {
+    const uint64_t mark = file.durability_mark();
+    if (level == WaitLevel::kReceived) {
+      file.NotDurable();
+      ++changes_;
+    }
+    DescriptorSource source(file.backing_fd());
+    const std::vector<Extent> extents = capture.extents().extents();
+    error = replication_.Replicate(file.target(), extents, source, level, local).code;
+    if (error == 0) {
+      capture.Succeeded();
+      if (level == WaitLevel::kDurable) {
+        file.Durable(mark);
+      }
+    }
+  }
+  if (error != 0) {
+    Keep(file);
+  }
+  return error;
+}
+
+int VolumeReplicator::Written(ReplicatedFile& file, Extent extent) {
+  return SendWritten(StateOf(file), extent, WaitLevel::kReceived, nullptr);
+}
+
+int VolumeReplicator::WrittenDurably(ReplicatedFile& file, Extent extent, LocalSync local_sync) {
+  LocalSyncCall local(local_sync);
+  const int error = SendWritten(StateOf(file), extent, WaitLevel::kDurable, &local);
+  syncs_ += error == 0 ? 1 : 0;
+  return error;
+}
+
+int VolumeReplicator::SendWritten(FileState& file, Extent extent, WaitLevel level, LocalPersist* local) {
+  const uint64_t old_size = file.size();
+  ExtentSet written;
+  written.Add(extent);
+  if (extent.end() > old_size) {
+    written.Add(TailOf(old_size, extent.end()));
+    file.Extend(extent.end());
+  }
+  FileState::Capture capture(file, extent, written);
+  return Send(file, capture, level, local);
+}
+
+// R4: the flag goes up, others' pages are taken over, what the daemon holds joins them, and only then is anything sent.
+int VolumeReplicator::CaptureAndSync(FileState& file, Extent range, ProcessSerial asking,
+                                     LocalPersist* local) {
+  const FileState::RaisedFlag flag(file);
+  std::unique_lock lock(file.capture_mutex());
+  ExtentSet taken;
+  if (stores_ != nullptr) {
+    stores_->Take(file.id(), range, asking, taken);
+  }
+  FileState::Capture capture(file, range, taken);
+  lock.unlock();
+  const int error = Send(file, capture, WaitLevel::kDurable, local);
+  if (error == 0) {
+    Trim();
+  }
+  return error;
+}
+
+int VolumeReplicator::Sync(ReplicatedFile& replicated, bool data_only, LocalSync local_sync) {
+  FileState& file = StateOf(replicated);
+  return file.sync_rounds(data_only).Run([&] {
+    // What a failure left behind of the tree goes first: this sync covers it, too.
+    if (const int error = AwaitOperation(log_.last()); error != 0) {
+      return error;
+    }
+    LocalSyncCall local(local_sync);
+    const int error = CaptureAndSync(file, kWholeFile, ProcessSerial::kNone, &local);
+    syncs_ += error == 0 ? 1 : 0;
+    return error;
+  });
+}
+
+// On the daemon's session a barrier covers every write and every operation before it.
+int VolumeReplicator::Barrier() {
+  if (const int error = AwaitOperation(log_.last()); error != 0) {
+    return error;
+  }
+  DescriptorSource nothing(-1);
+  const int error = replication_.Replicate({}, {}, nothing, WaitLevel::kDurable, nullptr).code;
+  if (error == 0) {
+    Trim();
+  }
+  return error;
+}
+
+int VolumeReplicator::SyncTree(LocalSync local_sync) {
+  const int local_error = local_sync();  // of this caller's directory: nothing to share
+  const int error = tree_rounds_.Run([&] { return Barrier(); });
+  syncs_ += error == 0 && local_error == 0 ? 1 : 0;
+  return error != 0 ? error : local_error;
+}
+
+int VolumeReplicator::SyncAll(ProcessSerial asking) {
+  const uint64_t mark = changes_;
+  std::vector<std::pair<std::shared_ptr<FileState>, uint64_t>> marks;
+  int result = 0;
+  for (std::shared_ptr<FileState>& file : AllFiles()) {
+    if (file->dirty() || file->writing_mappers() != 0) {
+      const int error = CaptureAndSync(*file, kWholeFile, asking, nullptr);
+      result = result != 0 ? result : error;
+    }
+    const uint64_t file_mark = file->durability_mark();
+    marks.emplace_back(std::move(file), file_mark);
+  }
+  if (const int error = Barrier(); error != 0) {
+    return error;
+  }
+  for (const auto& [file, file_mark] : marks) {
+    file->Durable(file_mark);
+  }
+  durable_changes_ = std::max(durable_changes_.load(), mark);
+  return result;
+}
+
+int VolumeReplicator::SyncVolume(LocalSync local_sync) {
+  const int error = SyncAll(ProcessSerial::kNone);
+  const int local_error = local_sync();
+  syncs_ += error == 0 && local_error == 0 ? 1 : 0;
+  return error != 0 ? error : local_error;
+}
+
+int VolumeReplicator::SyncOthers(FileState& file, Extent range, ProcessSerial asking) {
+  return CaptureAndSync(file, range, asking, nullptr);
+}
+
+bool VolumeReplicator::Dirty(FileState& file, Extent range) {
+  const std::lock_guard lock(file.capture_mutex());
+  // In this order: a program's tickets close only when its bytes are on the replicas or here.
+  const bool theirs = stores_ != nullptr && stores_->Any(file.id(), range);
+  return file.DirtyIn(range) || theirs;
+}
+
+// --- what is left behind ---
+
+void VolumeReplicator::Hold(const std::shared_ptr<FileState>& file, std::span<const Extent> extents) {
+  for (const Extent& extent : extents) {
+    file->Hold(extent);
+  }
+  if (!extents.empty()) {
+    Keep(*file);
+    Wake();
+  }
+}
+
+void VolumeReplicator::Keep(FileState& file) {
+  const std::lock_guard lock(files_mutex_);
+  unsettled_.emplace(file.id(), file.shared_from_this());
+}
+
+void VolumeReplicator::Start() {
+  converger_ = std::thread([this] { Converge(); });
+}
+
+void VolumeReplicator::Stop() {
+  {
+    const std::lock_guard lock(converge_mutex_);
+    stopping_ = true;
+  }
+  converge_wake_.notify_all();
+  if (converger_.joinable()) {
+    converger_.join();
+  }
+}
+
+void VolumeReplicator::Wake() {
+  {
+    const std::lock_guard lock(converge_mutex_);
+    ++wakes_;
+  }
+  converge_wake_.notify_all();
+}
+
+void VolumeReplicator::Converge() {
+  uint64_t seen = 0;
+  std::unique_lock lock(converge_mutex_);
+  while (!stopping_) {
+    converge_wake_.wait(lock, [&] { return stopping_ || wakes_ != seen; });
+    seen = wakes_;
+    while (!stopping_) {
+      lock.unlock();
+      const bool settled = ConvergeOnce();
+      lock.lock();
+      if (settled) {
+        break;
+      }
+      converge_wake_.wait_for(lock, kConvergePause, [&] { return stopping_ || wakes_ != seen; });
+      seen = wakes_;
+    }
+  }
+}
+
+// True when nothing is left dirty, or trying again is of no use before somebody says so.
+bool VolumeReplicator::ConvergeOnce() {
+  std::vector<std::shared_ptr<FileState>> unsettled;
+  {
+    const std::lock_guard lock(files_mutex_);
+    for (const auto& [id, file] : unsettled_) {
+      unsettled.push_back(file);
+    }
+  }
+  bool settled = true;
+  for (const std::shared_ptr<FileState>& file : unsettled) {
+    FileState::Capture capture(*file, kWholeFile, {});
+    const bool connected = std::all_of(sessions_.begin(), sessions_.end(),
+                                       [](const DataSession* session) { return session->connected(); });
+    if (!connected || Send(*file, capture, WaitLevel::kReceived, nullptr) != 0) {
+      settled = false;
+      continue;
+    }
+    const std::lock_guard lock(files_mutex_);
+    if (!file->dirty()) {
+      unsettled_.erase(file->id());
+    }
+  }
+  return settled;
+}
+
+uint64_t VolumeReplicator::dirty_bytes() const {
+  uint64_t sum = 0;
+  const std::lock_guard lock(files_mutex_);
+  for (const auto& [id, file] : unsettled_) {
+    sum += file->dirty_bytes();
+  }
+  return sum;
+}
+
+VolumeReplicator::Counters VolumeReplicator::counters() const {
+  return {.syncs = syncs_, .suspended = suspended_, .recaptures = recaptures_};
+}
+
+}  // namespace pmirror::fs

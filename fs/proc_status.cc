@@ -19,9 +19,9 @@ namespace pmirror::fs {
 namespace {
 
 // Empty when there is no such thread.
-std::string ReadStatus(pid_t tid) {
+std::string ReadOf(pid_t tid, const char* entry) {
   char path[64];
-  std::snprintf(path, sizeof(path), "/proc/%d/status", tid);
+  std::snprintf(path, sizeof(path), "/proc/%d/%s", tid, entry);
   UniqueFd fd(::open(path, O_RDONLY | O_CLOEXEC));
   std::string text;
   if (!fd.valid()) {
@@ -53,17 +53,17 @@ bool HasPendingKill(const std::string& status, std::string_view field) {
 }  // namespace
 
 pid_t ProcessOf(pid_t tid) {
-  const std::optional<std::string> value = Field(ReadStatus(tid), "Tgid:");
+  const std::optional<std::string> value = Field(ReadOf(tid, "status"), "Tgid:");
   return value ? static_cast<pid_t>(std::strtol(value->c_str(), nullptr, 10)) : 0;
 }
 
 bool IsDying(pid_t tid) {
-  const std::string status = ReadStatus(tid);
+  const std::string status = ReadOf(tid, "status");
   return status.empty() || HasPendingKill(status, "SigPnd:") || HasPendingKill(status, "ShdPnd:");
 }
 
 bool HasGroup(pid_t tid, gid_t gid) {
-  const std::optional<std::string> value = Field(ReadStatus(tid), "Groups:");
+  const std::optional<std::string> value = Field(ReadOf(tid, "status"), "Groups:");
   if (!value) {
     return false;
   }
@@ -77,6 +77,12 @@ bool HasGroup(pid_t tid, gid_t gid) {
       return true;
     }
   }
+}
+
+std::string CommandOf(pid_t pid) {
+  const std::string text = ReadOf(pid, "comm");
+  const size_t length = text.find('\n');
+  return length == 0 || length == std::string::npos ? "?" : text.substr(0, length);
 }
 
 }  // namespace pmirror::fs

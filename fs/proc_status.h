@@ -5,6 +5,8 @@
 
 #include <sys/types.h>
 
+#include <string>
+
 namespace pmirror::fs {
 
 // The process that thread `tid` belongs to, or 0 when there is no such thread.
@@ -16,5 +18,8 @@ bool IsDying(pid_t tid);
 
 // True when `gid` is a supplementary group of thread `tid`.
 bool HasGroup(pid_t tid, gid_t gid);
+
+// The command name of process `pid`, for people; "?" when there is no such process.
+std::string CommandOf(pid_t pid);
 
 }  // namespace pmirror::fs

@@ -59,20 +59,30 @@ Error WriteTracker::Unprotect(int uffd, uintptr_t address, size_t length) {
   return Error::Ok();
 }
 
-Result<size_t> ScanStep(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t end,
-                        std::span<uapi::PageRegion> regions, uintptr_t& next) {
+namespace {
+
+// WRITTEN alone also matches absent pages that were never protected: right for the page cache, which may have
+// written a dirty page back and dropped it; wrong for fsdax (FACTS).
+uapi::PagemapScan ScanOf(Tracking mode, uintptr_t start, uintptr_t end, std::span<uapi::PageRegion> regions) {
   uapi::PagemapScan scan{};
   scan.size = sizeof(scan);
-  scan.flags = uapi::kScanWpMatching | uapi::kScanCheckWpAsync;
+  scan.flags = uapi::kScanCheckWpAsync;
   scan.start = start;
   scan.end = end;
   scan.vec = reinterpret_cast<uint64_t>(regions.data());
   scan.vec_len = regions.size();
-  // WRITTEN alone also matches absent pages that were never protected: right for the page cache, which may
-  // have written a dirty page back and dropped it; wrong for fsdax (FACTS).
   scan.category_mask =
       uapi::kPageIsWritten | (mode == Tracking::kWrittenPresent ? uapi::kPageIsPresent : uint64_t{0});
   scan.return_mask = uapi::kPageIsWritten;
+  return scan;
+}
+
+}  // namespace
+
+Result<size_t> ScanStep(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t end,
+                        std::span<uapi::PageRegion> regions, uintptr_t& next) {
+  uapi::PagemapScan scan = ScanOf(mode, start, end, regions);
+  scan.flags |= uapi::kScanWpMatching;
   const int filled = ::ioctl(pagemap_fd, uapi::kPagemapScan, &scan);
   if (filled < 0) {
     return Error::FromErrno("scan for written pages");
@@ -82,6 +92,20 @@ Result<size_t> ScanStep(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_
     return Error{EIO, "scan for written pages: no progress"};
   }
   return static_cast<size_t>(filled);
+}
+
+Result<bool> AnyWritten(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t end) {
+  uapi::PageRegion region{};
+  uapi::PagemapScan scan = ScanOf(mode, start, end, std::span(&region, 1));
+  scan.max_pages = 1;
+  const int filled = ::ioctl(pagemap_fd, uapi::kPagemapScan, &scan);
+  if (filled < 0) {
+    return Error::FromErrno("look for written pages");
+  }
+  if (filled == 0 && scan.walk_end < end) {
+    return Error{EIO, "look for written pages: stopped half-way"};
+  }
+  return filled > 0;
 }
 
 }  // namespace pmirror

@@ -81,6 +81,10 @@ Error ScanAndProtect(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t e
   return Error::Ok();
 }
 
+// True when a page of [start, end) counts as written. Changes nothing. EPERM: part of the range is not
+// tracked; after any error nothing is known.
+Result<bool> AnyWritten(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t end);
+
 // Protects [start, end) without asking what was written.
 inline Error ProtectAll(int pagemap_fd, Tracking mode, uintptr_t start, uintptr_t end) {
   return ScanAndProtect(pagemap_fd, mode, start, end, [](uintptr_t, uintptr_t) {});

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "fs/client_registry.h"
+#include "fs/primary_volume.h"
 #include "server/config.h"
 #include "server/control_service.h"
 #include "server/data_listener.h"
@@ -21,6 +23,7 @@
 #include "server/peer_watch.h"
 #include "server/replica_view.h"
 #include "server/replica_volume.h"
+#include "server/verify_volume.h"
 
 namespace pmirror::server {
 namespace {
@@ -28,8 +31,57 @@ namespace {
 constexpr int kDone = 0;
 constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
+constexpr std::chrono::seconds kProgramsLeave{5};  // how long a clean end waits for programs to leave a mount
 
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
+
+// What the primary's engine says, as lines of the log.
+class EngineEvents : public fs::EventSink {
+ public:
+  void Report(fs::Severity severity, std::string_view event, const Fields& fields) override {
+    std::vector<EventField> list;
+    for (const auto& [key, value] : fields) {
+      list.emplace_back(key, value);
+    }
+    LogEvent(severity == fs::Severity::kInfo      ? LogLevel::kInfo
+             : severity == fs::Severity::kWarning ? LogLevel::kWarn
+                                                  : LogLevel::kError,
+             event, list);
+  }
+};
+
+// A primary volume and its programs, as the control service sees them.
+class PrimaryVolumeView : public PrimaryView {
+ public:
+  PrimaryVolumeView(const Config& config, const VolumeConfig& volume, fs::PrimaryVolume& primary,
+                    const fs::ClientRegistry& registry, size_t index)
+      : config_(config), volume_(volume), primary_(primary), registry_(registry), index_(index) {}
+
+  void FillStatus(control::VolumeStatus& status) override {
+    const fs::ClientRegistry::Counters programs = registry_.counters(index_);
+    primary_.FillStatus(status, {.processes = programs.processes, .syncs = programs.syncs});
+  }
+  absl::Status Ping(const std::string& node, control::PingReply& reply) override {
+    return primary_.Ping(node, reply);
+  }
+  absl::Status Verify(const SendProgress& send) override {
+    std::vector<ReplicaToVerify> replicas;
+    for (const std::string& node : volume_.NodesBut(config_.name)) {
+      replicas.push_back({node, config_.Peer(node)->control});
+    }
+    return VerifyVolume(volume_, replicas, primary_, send);
+  }
+  void SetReachable(const std::string& node, bool reachable) override {
+    primary_.SetReachable(node, reachable);
+  }
+
+ private:
+  const Config& config_;
+  const VolumeConfig& volume_;
+  fs::PrimaryVolume& primary_;
+  const fs::ClientRegistry& registry_;
+  const size_t index_;
+};
 
 // Everything that runs, in the order in which it was started; it is stopped in the opposite order.
 class Daemon {
@@ -47,15 +99,25 @@ class Daemon {
     std::unique_ptr<ReplicaVolumeView> view;
   };
 
+  struct Primary {
+    std::unique_ptr<fs::PrimaryVolume> volume;
+    std::unique_ptr<PrimaryVolumeView> view;
+  };
+
   absl::Status CheckDirectories();
   absl::Status OpenReplicas();
+  absl::Status MountPrimaries();
+  void LeavePrimaries();
   void WatchPeers();
 
   const Config& config_;
   const uint64_t boot_;
   UniqueFd lock_;
+  EngineEvents events_;
   std::vector<Replica> replicas_;
   std::unique_ptr<DataListener> listener_;
+  std::unique_ptr<fs::ClientRegistry> registry_;  // used by the primaries
+  std::vector<Primary> primaries_;
   std::unique_ptr<PeerWatch> peers_;
   std::vector<ServedVolume> served_;
   std::unique_ptr<ControlService> control_;
@@ -125,6 +187,63 @@ absl::Status Daemon::OpenReplicas() {
   return absl::OkStatus();
 }
 
+absl::Status Daemon::MountPrimaries() {
+  registry_ = std::make_unique<fs::ClientRegistry>(events_);
+  for (const VolumeConfig& volume : config_.volumes) {
+    if (volume.primary != config_.name) {
+      continue;
+    }
+    fs::PrimaryVolume::Options options;
+    options.name = volume.name;
+    options.uuid = volume.uuid;
+    options.node = config_.name;
+    options.backing = volume.backing.string();
+    options.mount = volume.mount.string();
+    options.socket = config_.socket.string();
+    options.state_directory = config_.state_dir.string();
+    for (const std::string& node : volume.NodesBut(config_.name)) {
+      options.replicas.push_back({node, config_.Peer(node)->control});
+    }
+    options.on_loss = volume.on_loss;
+    options.deadline = volume.deadline;
+    options.suspend = volume.suspend;
+    options.domain = volume.domain;
+    absl::StatusOr<std::unique_ptr<fs::PrimaryVolume>> mounted =
+        fs::PrimaryVolume::Mount(std::move(options), *registry_, events_);
+    if (!mounted.ok()) {
+      return absl::Status(mounted.status().code(),
+                          fmt::format("volume {}: {}", volume.name, Text(mounted.status())));
+    }
+    const absl::StatusOr<size_t> index = registry_->Add(**mounted);
+    if (!index.ok()) {
+      return index.status();
+    }
+    (*mounted)->UseForeignStores(&registry_->StoresOf(*index));
+    auto view = std::make_unique<PrimaryVolumeView>(config_, volume, **mounted, *registry_, *index);
+    served_.push_back({&volume, view.get(), nullptr});
+    primaries_.push_back({*std::move(mounted), std::move(view)});
+  }
+  return registry_->Start(config_.socket.string());
+}
+
+// Programs leave the mounts, then the registry hands over what they left dirty, then the copies part as equals.
+void Daemon::LeavePrimaries() {
+  for (const Primary& primary : primaries_) {
+    primary.volume->Unmount(Deadline::After(kProgramsLeave));
+  }
+  if (registry_ != nullptr) {
+    registry_->Stop();
+  }
+  for (const Primary& primary : primaries_) {
+    if (absl::Status status = primary.volume->Leave(); !status.ok()) {
+      LogEvent(LogLevel::kWarn, "volume_left_unclean",
+               {{"volume", primary.volume->name()}, {"reason", Text(status)}});
+    } else {
+      LogEvent(LogLevel::kInfo, "volume_left", {{"volume", primary.volume->name()}});
+    }
+  }
+}
+
 void Daemon::WatchPeers() {
   peers_ = std::make_unique<PeerWatch>(config_, boot_, [](const control::PeerStatus& peer) {
     if (peer.reachable()) {
@@ -155,6 +274,9 @@ absl::Status Daemon::Start() {
       }
     }
   }
+  if (absl::Status status = MountPrimaries(); !status.ok()) {
+    return status;
+  }
   control_ = std::make_unique<ControlService>(config_, boot_, *peers_, served_);
   if (absl::Status status = control_->Start(); !status.ok()) {
     return status;
@@ -168,6 +290,7 @@ void Daemon::Stop() {
     control_->Stop();
   }
   peers_.reset();
+  LeavePrimaries();
   if (listener_ != nullptr) {
     listener_->Stop();
   }
@@ -179,6 +302,8 @@ void Daemon::Stop() {
   }
   control_.reset();
   served_.clear();
+  primaries_.clear();
+  registry_.reset();
   for (Replica& replica : replicas_) {
     replica.view.reset();
   }

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// One mounted volume in the registry of programs.
+#pragma once
+
+#include <map>
+#include <mutex>
+
+#include "fs/client_table.h"
+#include "fs/client_volume.h"
+#include "fs/foreign_capture.h"
+
+namespace pmirror::fs {
+
+// How many processes have each file of a volume mapped for writing; tells the volume of each change, in the order of the changes.
+class WritingMappers {
+ public:
+  explicit WritingMappers(ClientVolume& volume) : volume_(volume) {}
+
+  // One process more, one process less.
+  void Add(const ReplicatedFile& file) {
+    std::lock_guard lock(mutex_);
+    volume_.SetWritingMappers(file, ++processes_[file.id()]);
+  }
+  void Remove(const ReplicatedFile& file) {
+    std::lock_guard lock(mutex_);
+    const auto found = processes_.find(file.id());
+    if (found == processes_.end()) {
+      return;
+    }
+    const size_t left = --found->second;
+    if (left == 0) {
+      processes_.erase(found);
+    }
+    volume_.SetWritingMappers(file, left);
+  }
+
+ private:
+  ClientVolume& volume_;
+  std::mutex mutex_;                    // held across SetWritingMappers (client_process.h)
+  std::map<FileId, size_t> processes_;  // guarded by mutex_
+};
+
+struct RegisteredVolume {
+  RegisteredVolume(ClientVolume& client_volume, const ClientTable& processes, size_t index)
+      : volume(client_volume), mappers(client_volume), stores(processes, index) {}
+
+  ClientVolume& volume;
+  WritingMappers mappers;
+  ForeignCapture stores;
+};
+
+}  // namespace pmirror::fs

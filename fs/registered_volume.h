@@ -17,11 +17,11 @@ class WritingMappers {
   explicit WritingMappers(ClientVolume& volume) : volume_(volume) {}
 
   // One process more, one process less.
-  void Add(const ReplicatedFile& file) {
+  void Add(ReplicatedFile& file) {
     std::lock_guard lock(mutex_);
     volume_.SetWritingMappers(file, ++processes_[file.id()]);
   }
-  void Remove(const ReplicatedFile& file) {
+  void Remove(ReplicatedFile& file) {
     std::lock_guard lock(mutex_);
     const auto found = processes_.find(file.id());
     if (found == processes_.end()) {

@@ -58,8 +58,8 @@ class PrimaryVolumeView : public PrimaryView {
       : config_(config), volume_(volume), primary_(primary), registry_(registry), index_(index) {}
 
   void FillStatus(control::VolumeStatus& status) override {
-    const fs::ClientRegistry::Counters programs = registry_.counters(index_);
-    primary_.FillStatus(status, {.processes = programs.processes, .syncs = programs.syncs});
+    primary_.FillStatus(status, {.processes = registry_.MappingProcesses(index_),
+                                 .syncs = registry_.AcknowledgedSyncs(index_)});
   }
   absl::Status Ping(const std::string& node, control::PingReply& reply) override {
     return primary_.Ping(node, reply);

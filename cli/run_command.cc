@@ -92,6 +92,7 @@ int Run(const RunOptions& options, const std::vector<std::string>& words) {
   const std::string preload =
       others != nullptr && *others != '\0' ? fmt::format("{}:{}", *library, others) : *library;
   ::setenv("LD_PRELOAD", preload.c_str(), 1);
+  ::setenv("PMIRROR_REQUIRED", "1", 1);
   std::vector<char*> arguments;
   for (const std::string& word : words) {
     arguments.push_back(const_cast<char*>(word.c_str()));

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -31,6 +32,16 @@ alignas(Runtime) char g_runtime_room[sizeof(Runtime)];
 
 constinit thread_local ThreadState g_thread_state __attribute__((tls_model("initial-exec")));
 
+// Before the program's first instruction: running it all the same would be running it without a replica.
+[[noreturn]] void RefuseToRun(const char* doing, int code) {
+  char line[256];
+  const int length =
+      std::snprintf(line, sizeof(line), "pmirror: the program was not started, it could not be replicated: %s: %s\n",
+                    doing, ::strerrordesc_np(code));
+  (void)!::write(STDERR_FILENO, line, static_cast<size_t>(length));
+  ::_exit(1);
+}
+
 }  // namespace
 
 std::atomic<Runtime*> Runtime::instance{nullptr};
@@ -39,7 +50,12 @@ ThreadState& thread_state() { return g_thread_state; }
 
 void Runtime::Start() {
   auto* runtime = new (g_runtime_room) Runtime(g_maps, g_files, g_tickets);
+  const bool required = ::secure_getenv(local::kRequiredEnvironment) != nullptr;
+  ::unsetenv(local::kRequiredEnvironment);
   if (!runtime->FindSocket()) {
+    if (required) {
+      RefuseToRun("no daemon is named by PMIRROR_SOCKET or a mount", ENOENT);
+    }
     return;
   }
   const Error announced = runtime->Announce();
@@ -49,6 +65,9 @@ void Runtime::Start() {
         .Text(announced.doing)
         .Field("errno", static_cast<uint64_t>(announced.code))
         .Field("socket", runtime->socket_path_);
+    if (required) {
+      RefuseToRun(announced.doing, announced.code);
+    }
     return;
   }
   instance.store(runtime, std::memory_order_release);
@@ -83,8 +102,10 @@ bool Runtime::FindSocket() {
 }
 
 Error Runtime::MakeTicketTable(UniqueFd& memory) {
-  memory.Reset(::memfd_create("pmirror-tickets", MFD_CLOEXEC));
-  if (!memory.valid() || ::ftruncate(memory.get(), sizeof(TicketTable)) != 0) {
+  memory.Reset(::memfd_create("pmirror-tickets", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  // Sealed, because the daemon reads it: what could shrink would be a fault there.
+  if (!memory.valid() || ::ftruncate(memory.get(), sizeof(TicketTable)) != 0 ||
+      ::syscall(SYS_fcntl, memory.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
     return Error::FromErrno("make the ticket table");
   }
   void* table =

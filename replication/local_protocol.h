@@ -47,6 +47,9 @@ enum class RequestKind : uint32_t {
   // A note for the daemon's log and counters: a sync began or stopped waiting under kSuspend, recaptures, waits.
   kReport = 9,
 };
+// Set by `pmirror run`: the program does not start when its daemon cannot be reached. The library takes it out of the environment, so that
+// it holds for that program alone.
+constexpr char kRequiredEnvironment[] = "PMIRROR_REQUIRED";
 
 struct Request {
   uint32_t version = kVersion;

@@ -71,6 +71,7 @@ static void Commit(const struct Functions* f, uint64_t* slot, uint64_t number, c
       return;
     default:
       StoreRecord(slot, record);
+      f->persist(slot, kSlotBytes);  // at page granularity a deep flush alone does nothing
       Require(pmem2_deep_flush(f->map, slot, kSlotBytes), "pmem2_deep_flush");
       return;
   }

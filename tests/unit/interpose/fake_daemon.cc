@@ -219,7 +219,8 @@ void FakeDaemon::AnswerHello(pid_t pid, const Request& request, std::vector<Uniq
   if (request.main == 0) {
     return;
   }
-  if (received.empty()) {
+  // As the real one: memory that its maker could shrink would be a fault in the daemon.
+  if (received.empty() || (::fcntl(received[0].get(), F_GET_SEALS) & F_SEAL_SHRINK) == 0) {
     reply.error = EINVAL;
     return;
   }

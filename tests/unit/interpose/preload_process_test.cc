@@ -32,6 +32,19 @@ TEST_P(PreloadFork, Trap6ChildSyncsItsOwnStoresAndTakesNoneOfTheParents) {
 }
 INSTANTIATE_TEST_SUITE_P(Ways, PreloadFork, ::testing::Values("fork", "_Fork", "clone"));
 
+TEST_F(PreloadProcess, P9_AProgramThatMustBeReplicatedDoesNotStartWithoutItsDaemonAndSaysWhy) {
+  daemon_->Refuse(RequestKind::kHello, EACCES);
+  auto guest = Launch("grandchild", {"PMIRROR_REQUIRED=1"});
+  const int status = guest->Wait();
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1) << status;
+  EXPECT_NE(guest->complaints().find("was not started"), std::string::npos) << guest->complaints();
+  EXPECT_EQ(daemon_->Count(RequestKind::kMapped), 0u);
+}
+
+TEST_F(PreloadProcess, ChildrenOfAProgramThatMustBeReplicatedStartAsEver) {
+  ExpectSuccess(*Launch("spawn_things", {"PMIRROR_REQUIRED=1"}));
+}
+
 TEST_F(PreloadProcess, GrandchildIsAProcessOfItsOwn) {
   Run("grandchild");
   EXPECT_EQ(daemon_->Processes().size(), 3u);

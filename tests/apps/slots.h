@@ -6,7 +6,7 @@
  * lie beside each other, so that syncs of one page by several writers overlap. A record is its number and 31
  * words that follow from it (WordOf). A writer has at most one record in flight: after a crash every record
  * up to the newest whole one must be whole, and the slot of the next may hold any mixture of old and new
- * words, but no torn word.
+ * words (or zero: some clear the slot first), but no torn word.
  */
 #pragma once
 
@@ -112,7 +112,7 @@ static inline int HasOnlyWholeWords(const struct SlotFile* file, unsigned writer
   FillRecord(writer, number, newer);
   if (old != 0) FillRecord(writer, old, older);
   for (int i = 0; i < kSlotWords; i++)
-    if (slot[i] != newer[i] && slot[i] != older[i]) return 0;
+    if (slot[i] != newer[i] && slot[i] != older[i] && slot[i] != 0) return 0;
   return 1;
 }
 

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A mounted volume as the registry of programs sees it, without replicas: it records what it is told. Needs root and /dev/fuse.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fs/client_volume.h"
+#include "fs/extent_set.h"
+#include "fs/shared_object.h"
+#include "fs/volume_page_owner.h"
+#include "replication/order_page.h"
+#include "tests/unit/fs/mounted_volume.h"
+
+namespace pmirror::fs {
+
+class TestVolume : public ClientVolume {
+ public:
+  struct Granted {
+    size_t replica;
+    SessionId session;
+    FileId file;
+    friend bool operator==(const Granted&, const Granted&) = default;
+  };
+
+  TestVolume(std::string name, const OpenOracle& oracle) : name_(std::move(name)) {
+    uuid_.fill(std::byte{static_cast<uint8_t>(name_.back())});
+    EXPECT_EQ(::mkdir(backing().c_str(), 0755), 0);
+    EXPECT_EQ(::mkdir(mount().c_str(), 0755), 0);
+    root_ = std::move(BackingRoot::Open(backing()).value());
+    file_system_ = std::make_unique<FileSystem>(*root_, replicator_, oracle, 1 << 16);
+    session_ = std::move(
+        FuseSession::Mount(*file_system_, *root_, {.mount_point = mount(), .socket = "/run/test"}).value());
+    mount_device_ = StatusOf(mount()).st_dev;
+    page_ = std::move(VolumePageOwner::Create({.replica_count = 2}).value());
+    order_.emplace(SharedObject<OrderPage>::Create("order", Receivers::kReadWrite).value());
+  }
+  ~TestVolume() override {
+    EXPECT_TRUE(session_->Unmount(Deadline::After(std::chrono::seconds(10))))
+        << "somebody still uses the mount";
+  }
+
+  std::string backing() const { return scratch_.path() + "/backing"; }
+  std::string mount() const { return scratch_.path() + "/mount"; }
+  std::string At(const std::string& file) const { return mount() + "/" + file; }
+  static struct stat StatusOf(const std::string& path) {
+    struct stat info {};
+    EXPECT_EQ(::stat(path.c_str(), &info), 0) << path;
+    return info;
+  }
+  FileId IdOf(const std::string& file) const { return FileId{StatusOf(At(file)).st_ino}; }
+  FileId MakeFile(const std::string& file, size_t pages) const {
+    const UniqueFd fd(::open(At(file).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    EXPECT_TRUE(fd.valid());
+    EXPECT_EQ(::ftruncate(fd.get(), static_cast<off_t>(pages * kPageSize)), 0);
+    return IdOf(file);
+  }
+  bool IsDirect(FileId id) const {
+    const std::shared_ptr<Inode> inode = file_system_->inodes().Find(id);
+    return inode != nullptr && inode->direct();
+  }
+
+  // --- ClientVolume ---
+  const std::string& name() const override { return name_; }
+  const Uuid& uuid() const override { return uuid_; }
+  dev_t mount_device() const override { return mount_device_; }
+  dev_t backing_device() const override { return root_->device(); }
+  int page_fd() const override { return page_->fd(); }
+  size_t replica_count() const override { return 2; }
+  FileSystem& file_system() override { return *file_system_; }
+  SharedParts PartsOf(const ReplicatedFile&) const override { return {.slot = 7, .order_fd = order_->fd()}; }
+
+  Result<Connector::Connection> OpenSession(size_t, const std::string&, SessionId session,
+                                            Sequence next_sequence, Deadline) override {
+    std::lock_guard lock(mutex_);
+    if (open_session_error_ != 0) {
+      return Error{open_session_error_, "open a session"};
+    }
+    int ends[2];
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    peers_.emplace_back(ends[1]);
+    Connector::Connection connection;
+    connection.socket.Reset(ends[0]);
+    connection.session = session == SessionId{} ? SessionId{++last_session_} : session;
+    connection.resumed.received_sequence = next_sequence;
+    connection.resumed.credit_limit = 99;
+    return connection;
+  }
+  int Grant(size_t replica, SessionId session, FileId file, Deadline) override {
+    std::lock_guard lock(mutex_);
+    granted_.push_back({replica, session, file});
+    return grant_error_;
+  }
+  void EndSession(size_t, SessionId session) override {
+    std::lock_guard lock(mutex_);
+    ended_.push_back(session);
+    changed_.notify_all();
+  }
+  void SetWritingMappers(const ReplicatedFile& file, size_t processes) override {
+    std::lock_guard lock(mutex_);
+    writing_mappers_[file.id()] = processes;
+    changed_.notify_all();
+  }
+  void HoldDirty(const std::shared_ptr<ReplicatedFile>& file, std::span<const Extent> extents) override {
+    std::function<void(FileId)> call;
+    {
+      std::lock_guard lock(mutex_);
+      call = on_hold_;
+    }
+    if (call) {
+      call(file->id());
+    }
+    std::lock_guard lock(mutex_);
+    for (const Extent& extent : extents) {
+      held_[file->id()].Add(extent);
+    }
+    changed_.notify_all();
+  }
+  int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
+                 Deadline deadline) override {
+    std::unique_lock lock(mutex_);
+    synced_.emplace_back(file->id(), range);
+    asking_ = asking;
+    changed_.notify_all();
+    changed_.wait_for(lock, deadline.Remaining(), [&] { return !hold_syncs_; });
+    return sync_error_;
+  }
+  int SyncAll(ProcessSerial asking, Deadline) override {
+    std::lock_guard lock(mutex_);
+    asking_ = asking;
+    ++volume_syncs_;
+    return sync_error_;
+  }
+  void Report(pid_t pid, local::ReportKind kind, FileId file, uint64_t value) override {
+    std::lock_guard lock(mutex_);
+    last_report_ = {pid, kind, file, value};
+  }
+
+  // --- for tests: what was told, under the lock that `with` gets ---
+  template <typename With>
+  auto Locked(With&& with) {
+    std::lock_guard lock(mutex_);
+    return with();
+  }
+  // False after 20 s.
+  bool WaitFor(const std::function<bool()>& condition) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(20), condition);
+  }
+  std::vector<Extent> Held(FileId id) {
+    return Locked([&] { return held_[id].extents(); });
+  }
+  size_t WritingMappersOf(FileId id) {
+    return Locked([&] { return writing_mappers_[id]; });
+  }
+  std::vector<Granted> TakeGranted() {
+    return Locked([&] { return std::exchange(granted_, {}); });
+  }
+  void ReleaseSyncs() {
+    Locked([&] { hold_syncs_ = false; });
+    changed_.notify_all();
+  }
+
+  struct ReportLine {
+    pid_t pid = 0;
+    local::ReportKind kind{};
+    FileId file{};
+    uint64_t value = 0;
+  };
+
+  std::map<FileId, ExtentSet> held_;
+  std::map<FileId, size_t> writing_mappers_;
+  std::vector<Granted> granted_;
+  std::vector<SessionId> ended_;
+  std::vector<UniqueFd> peers_;  // the replica's end of each session
+  std::vector<std::pair<FileId, Extent>> synced_;
+  ProcessSerial asking_{};
+  int volume_syncs_ = 0;
+  ReportLine last_report_;
+  int open_session_error_ = 0;
+  int grant_error_ = 0;
+  int sync_error_ = 0;
+  bool hold_syncs_ = false;
+  std::function<void(FileId)> on_hold_;  // called without a lock
+
+ private:
+  const std::string name_;
+  Uuid uuid_{};
+  ScratchDirectory scratch_;
+  RecordingReplicator replicator_;
+  std::unique_ptr<BackingRoot> root_;
+  std::unique_ptr<FileSystem> file_system_;
+  std::unique_ptr<FuseSession> session_;
+  dev_t mount_device_ = 0;
+  std::unique_ptr<VolumePageOwner> page_;
+  std::optional<SharedObject<OrderPage>> order_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  uint64_t last_session_ = 100;
+};
+
+}  // namespace pmirror::fs

@@ -21,6 +21,14 @@ bool Covers(const Ticket& outer, const Ticket& inner) {
   return outer.offset <= inner.offset && inner.offset + inner.length <= outer.offset + outer.length;
 }
 
+// The daemon may read between any two of these (fs/ticket_reader.cc): a length that reaches over the new range from
+// any offset, the offset, the length. What it makes of them always holds what was scanned.
+void Narrow(Ticket& ticket, Extent extent) {
+  __atomic_store_n(&ticket.length, std::max(extent.end(), ticket.offset + ticket.length), __ATOMIC_RELEASE);
+  __atomic_store_n(&ticket.offset, extent.offset, __ATOMIC_RELEASE);
+  __atomic_store_n(&ticket.length, extent.length, __ATOMIC_RELEASE);
+}
+
 }  // namespace
 
 void TicketLog::Attach(TicketTable* table) {
@@ -97,9 +105,7 @@ void TicketLog::Look(const Held& own, Extent range, bool wait_for_nobody, Extent
     }
   }
   // What this sync did not take is nobody's wait.
-  const Extent hull = extents.hull();
-  mine.offset = hull.offset;
-  mine.length = hull.length;
+  Narrow(mine, extents.hull());
 }
 
 void TicketLog::Free(const Held& held, TicketState expected) {

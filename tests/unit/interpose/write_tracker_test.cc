@@ -112,6 +112,27 @@ TEST_P(WriteTrackerTest, MoreRangesThanOneStepHoldsAreAllReported) {
   ::munmap(map_ + kPages * kPageSize, (kMany - kPages) * kPageSize);
 }
 
+TEST_P(WriteTrackerTest, LookingWhetherAnyPageWasWrittenLeavesThemWritten) {
+  const auto any = [&](size_t first, size_t past) {
+    const Result<bool> written =
+        AnyWritten(pagemap_.get(), Tracking::kWritten, Address(first), Address(past));
+    EXPECT_TRUE(written.ok()) << written.error().code;
+    return written.ok() && written.value();
+  };
+  EXPECT_FALSE(any(0, kPages));
+  Store(7);
+  Store(30);
+  EXPECT_TRUE(any(0, kPages));
+  EXPECT_TRUE(any(30, 31));
+  EXPECT_FALSE(any(8, 30));
+  EXPECT_EQ(Scan(), (Pages{7, 30}));
+  EXPECT_FALSE(any(0, kPages));
+  char* untracked = Map();
+  const auto at = reinterpret_cast<uintptr_t>(untracked);
+  EXPECT_EQ(AnyWritten(pagemap_.get(), Tracking::kWritten, at, at + kPageSize).error().code, EPERM);
+  ::munmap(untracked, kPages * kPageSize);
+}
+
 TEST_P(WriteTrackerTest, PagesDroppedFromThePageTableAreRemembered) {
   Store(9);
   ASSERT_EQ(::madvise(map_, kPages * kPageSize, MADV_DONTNEED), 0);

@@ -35,9 +35,9 @@ constinit thread_local ThreadState g_thread_state __attribute__((tls_model("init
 // Before the program's first instruction: running it all the same would be running it without a replica.
 [[noreturn]] void RefuseToRun(const char* doing, int code) {
   char line[256];
-  const int length =
-      std::snprintf(line, sizeof(line), "pmirror: the program was not started, it could not be replicated: %s: %s\n",
-                    doing, ::strerrordesc_np(code));
+  const int length = std::snprintf(
+      line, sizeof(line), "pmirror: the program was not started, it could not be replicated: %s: %s\n", doing,
+      ::strerrordesc_np(code));
   (void)!::write(STDERR_FILENO, line, static_cast<size_t>(length));
   ::_exit(1);
 }

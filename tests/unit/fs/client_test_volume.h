@@ -106,7 +106,7 @@ class TestVolume : public ClientVolume {
     ended_.push_back(session);
     changed_.notify_all();
   }
-  void SetWritingMappers(const ReplicatedFile& file, size_t processes) override {
+  void SetWritingMappers(ReplicatedFile& file, size_t processes) override {
     std::lock_guard lock(mutex_);
     writing_mappers_[file.id()] = processes;
     changed_.notify_all();

@@ -6,15 +6,14 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <functional>
 #include <map>
 #include <random>
 #include <thread>
 
 #include "tests/unit/fs/mounted_volume.h"
+#include "tests/unit/fs/served_volume.h"
 
 namespace pmirror::fs {
 namespace {
@@ -186,31 +185,16 @@ class FileExerciser {
   std::string wanted_;
 };
 
-// In a child: a program that maps files of a mount must not be the process that serves it.
-void ExpectInChild(const std::function<std::string()>& work) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    const std::string wrong = work();
-    if (!wrong.empty()) {
-      ::dprintf(2, "%s\n", wrong.c_str());
-    }
-    ::_exit(wrong.empty() ? 0 : 1);
+// Maps files of the mount, so another process must serve it.
+using FileExerciserTest = ServedVolume;
+
+TEST_F(FileExerciserTest, RandomWorkOnOneFileMatchesItsCopyInMemory) {
+  for (unsigned seed = 1; seed <= 6; ++seed) {
+    EXPECT_EQ(FileExerciser(At("f" + std::to_string(seed)), seed).Run(700), "") << "seed " << seed;
   }
-  int status = -1;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  EXPECT_EQ(status, 0);
 }
 
 using ExerciserTest = MountedVolume;
-
-TEST_F(ExerciserTest, RandomWorkOnOneFileMatchesItsCopyInMemory) {
-  for (unsigned seed = 1; seed <= 6; ++seed) {
-    ExpectInChild([&] {
-      const std::string wrong = FileExerciser(At("f" + std::to_string(seed)), seed).Run(700);
-      return wrong.empty() ? "" : "seed " + std::to_string(seed) + ": " + wrong;
-    });
-  }
-}
 
 TEST_F(ExerciserTest, RandomWorkInDirectModeMatchesToo) {
   ::close(::open(At("f").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));

@@ -164,13 +164,15 @@ TEST_F(ModesTest, OrphanLivesAsLongAsItsLease) {
 }
 
 // A program that is not preloaded maps, stores and syncs: in a child, because the kernel writes back with the
-// mapper's memory locked.
+// mapper's memory locked. The child allocates nothing: it was forked beside the threads of the session
+// (served_volume.h).
 TEST_F(ModesTest, MappedStoreOfAPlainProgramIsWrittenAndSyncedByItsMsync) {
   replicator_.TakeWrites();
   replicator_.TakeSyncs();
+  const std::string path = At("f");
   const pid_t child = ::fork();
   if (child == 0) {
-    const int fd = ::open(At("f").c_str(), O_RDWR);
+    const int fd = ::open(path.c_str(), O_RDWR);
     auto* at = static_cast<char*>(::mmap(nullptr, 8, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
     at[3] = 'X';
     ::_exit(::msync(at, 8, MS_SYNC) == 0 ? 0 : 1);

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The POSIX exerciser: every case on a plain directory and on a mount over the same file system, call by
 // call.
-#include "tests/unit/fs/mounted_volume.h"
+#include <thread>
+
 #include "tests/unit/fs/posix_tree.h"
+#include "tests/unit/fs/served_volume.h"
 
 namespace pmirror::fs {
 namespace {
 
-class PosixTest : public MountedVolume, public ::testing::WithParamInterface<PosixCase> {
+// The cases fork, so another process must serve the mount.
+class PosixTest : public ServedVolume, public ::testing::WithParamInterface<PosixCase> {
  protected:
   // Both trees have roots of equal mode and owner.
   std::string Plain() {
@@ -31,6 +34,35 @@ TEST_P(PosixTest, MountAnswersLikeThePlainDirectory) {
         << "call " << i << ", after: " << (i == 0 ? "" : expected[i - 1]);
   }
   EXPECT_EQ(mounted.Snapshot(), plain.Snapshot());
+}
+
+// What serves allocates all the time, and so holds the allocator's locks at most forks.
+class BusyServerTest : public ServedVolume {
+ protected:
+  void PrepareBacking() override {
+    allocating_ = std::jthread([](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        const std::vector<std::string> strings(1000, std::string(200, 's'));
+      }
+    });
+  }
+
+ private:
+  std::jthread allocating_;
+};
+
+TEST_F(BusyServerTest, ChildrenOfTheTestMayAllocate) {
+  for (int i = 0; i < 50; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::alarm(20);  // a hang is a failure
+      const std::vector<std::string> strings(1000, std::string(200, 'c'));
+      ::_exit(strings.back()[199] == 'c' ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0) << "child " << i;
+  }
 }
 
 std::vector<PosixCase> AllCases() {

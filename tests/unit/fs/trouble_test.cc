@@ -37,12 +37,14 @@ class SlowReplicaTest : public MountedVolume {
     go_on_ = true;
     MountedVolume::TearDown();
   }
-  // A program whose write waits for the replica.
+  // A program whose write waits for the replica. It allocates nothing: it was forked beside the threads of
+  // the session (served_volume.h).
   pid_t StartWriter(const std::string& name) {
+    const std::string path = At(name);
     const pid_t child = ::fork();
     if (child == 0) {
       ::signal(SIGUSR1, [](int) {});
-      const int fd = ::open(At(name).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+      const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
       ::_exit(::write(fd, "x", 1) == 1 ? 0 : 1);
     }
     return child;

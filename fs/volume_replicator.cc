@@ -68,7 +68,12 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
   Extent tail;
   int result = 0;
   {
-    const std::lock_guard size_lock(file.size_mutex());
+    std::unique_lock size_lock(file.size_mutex(), std::defer_lock);
+    while (!size_lock.try_lock_for(kPageSlice)) {  // held while the replicas are waited for
+      if (const int error = Interrupted(suspended_ != 0); error != 0) {
+        return error;
+      }
+    }
     const FileState::RaisedFlag flag(file);
     page_.BeginSizeOperation(file.slot_index());
     const uint64_t old_size = file.size();

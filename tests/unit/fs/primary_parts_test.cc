@@ -130,25 +130,31 @@ TEST(OperationLog, ASizeOperationCarriesTwiceItsNumberAsGeneration) {
   EXPECT_EQ(sent.value().extent.offset, 100U);
 }
 
+constexpr auto kNever = [] { return 0; };  // interrupted
+
 TEST(SyncRounds, ACallerDuringARoundGetsALaterRoundNotTheOneUnderWay) {
   SyncRounds rounds;
   std::latch inside(1);
   std::latch go_on(1);
   std::thread first([&] {
-    EXPECT_EQ(rounds.Run([&] {
-      inside.count_down();
-      go_on.wait();
-      return EIO;  // the first round fails; that must not be the second caller's result
-    }),
+    EXPECT_EQ(rounds.Run(
+                  [&] {
+                    inside.count_down();
+                    go_on.wait();
+                    return EIO;  // the first round fails; that must not be the second caller's result
+                  },
+                  kNever),
               EIO);
   });
   inside.wait();
   std::atomic<bool> ran{false};
   std::thread second([&] {
-    EXPECT_EQ(rounds.Run([&] {
-      ran = true;
-      return 0;
-    }),
+    EXPECT_EQ(rounds.Run(
+                  [&] {
+                    ran = true;
+                    return 0;
+                  },
+                  kNever),
               0);
   });
   go_on.count_down();
@@ -166,10 +172,12 @@ TEST(SyncRounds, EachOfManyCallersSeesWorkThatBeganAfterItsCall) {
     threads.emplace_back([&] {
       for (int i = 0; i < 500; ++i) {
         const uint64_t mine = ++stores;
-        EXPECT_EQ(rounds.Run([&] {
-          synced = stores.load();
-          return 0;
-        }),
+        EXPECT_EQ(rounds.Run(
+                      [&] {
+                        synced = stores.load();
+                        return 0;
+                      },
+                      kNever),
                   0);
         EXPECT_GE(synced.load(), mine);
       }
@@ -178,6 +186,35 @@ TEST(SyncRounds, EachOfManyCallersSeesWorkThatBeganAfterItsCall) {
   for (std::thread& thread : threads) {
     thread.join();
   }
+}
+
+TEST(SyncRounds, P6_WhoIsInterruptedEndsItsOwnWaitAndNobodyElses) {
+  SyncRounds rounds;
+  std::latch inside(1);
+  std::latch go_on(1);
+  std::atomic<bool> killed{false};
+  std::thread killed_runner([&] {
+    EXPECT_EQ(rounds.Run(
+                  [&] {
+                    inside.count_down();
+                    go_on.wait();
+                    killed = true;
+                    return EINTR;
+                  },
+                  [&] { return killed ? EINTR : 0; }),
+              EINTR);
+  });
+  inside.wait();
+  EXPECT_EQ(rounds.Run([] { return 0; }, [] { return EINTR; }), EINTR)
+      << "waits for a round that does not end";
+  std::atomic<int> runs{0};
+  std::thread other([&] {
+    EXPECT_EQ(rounds.Run([&] { return runs++ == 0 ? EINTR : 0; }, kNever), 0) << "another's interruption";
+  });
+  go_on.count_down();
+  killed_runner.join();
+  other.join();
+  EXPECT_EQ(runs, 2);
 }
 
 TEST(SharedMemory, ReadOnlyPagesCannotBeMappedForWritingByReceivers) {

@@ -75,7 +75,11 @@ bool FileState::DirtyIn(Extent range) const {
 
 uint64_t FileState::dirty_bytes() const {
   const std::lock_guard lock(mutex_);
-  return dirty_.bytes();
+  ExtentSet all = dirty_;
+  for (const auto& [number, extents] : under_way_) {
+    all.Add(extents);
+  }
+  return all.bytes();
 }
 
 FileState::Capture::Capture(FileState& file, Extent range, const ExtentSet& more)

@@ -58,6 +58,7 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   void Forget();
   bool dirty() const;
   bool DirtyIn(Extent range) const;
+  // Dirty or under way.
   uint64_t dirty_bytes() const;
 
   // Ranges that one capture carries, from when it takes them up to its end.

@@ -48,12 +48,12 @@ class OperationCourierTest : public testing::Test {
     return seen_;
   }
 
-  FakeReplica replica_;
+  std::mutex mutex_;
+  std::vector<uint64_t> seen_;  // guarded by mutex_
+  FakeReplica replica_;         // its threads use what is above
   OperationLog log_;
   std::unique_ptr<DataSession> session_;
   std::unique_ptr<OperationCourier> courier_;
-  std::mutex mutex_;
-  std::vector<uint64_t> seen_;  // guarded by mutex_
 };
 
 TEST_F(OperationCourierTest, OperationsArriveOnceAndInTheirOrderWhoeverWaitsForThem) {

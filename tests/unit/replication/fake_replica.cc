@@ -23,6 +23,8 @@ struct FakeReplica::Serving {
   SessionId session{};
   Sequence received = 0;
   Sequence durable = 0;
+  uint64_t operation = 0;  // applied on this connection
+  uint64_t operation_durable = 0;
   uint64_t consumed = 0;
   uint64_t granted = 0;
   uint64_t window = 0;
@@ -211,6 +213,7 @@ void FakeReplica::Serve(UniqueFd socket, SessionId session, uint64_t number) {
                 false);
     } else {
       Apply(frame);
+      serving.operation = frame.kind() == FrameKind::kNamespaceOp ? frame.header.order : serving.operation;
     }
     if (answer.reaction == Reaction::kGarbage) {
       const char garbage[256] = "this is no frame";
@@ -223,6 +226,7 @@ void FakeReplica::Serve(UniqueFd socket, SessionId session, uint64_t number) {
     const bool barrier = frame.kind() == FrameKind::kBarrier || (frame.header.flags & kFlagBarrier) != 0;
     if (barrier) {
       serving.durable = serving.received;
+      serving.operation_durable = serving.operation;
     }
     const bool wanted =
         barrier || (frame.header.flags & kFlagAckWanted) != 0 || frame.kind() == FrameKind::kHeartbeat;
@@ -231,7 +235,7 @@ void FakeReplica::Serve(UniqueFd socket, SessionId session, uint64_t number) {
       serving.granted = serving.consumed + serving.window;
       const AckBody ack{.received_sequence = serving.received,
                         .durable_sequence = serving.durable,
-                        .operation_durable = 0,
+                        .operation_durable = serving.operation_durable,
                         .credit_limit = serving.granted};
       const auto body = std::as_bytes(std::span(&ack, 1));
       SendReply(socket.get(), serving, FrameKind::kAck, body, limit, answer.reaction == Reaction::kSlowReply);

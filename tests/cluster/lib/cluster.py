@@ -29,7 +29,8 @@ from dataclasses import dataclass
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [_HERE, os.path.join(_HERE, "..", "..", "apps")]
 
-from leftovers import Leftovers  # noqa: E402
+from leftovers import Leftovers, is_alive  # noqa: E402
+from stepper import Stepper  # noqa: E402
 from trees import differences  # noqa: E402
 from writers import Writer, check  # noqa: E402
 
@@ -90,14 +91,16 @@ def wait(condition, what, seconds=30):
 class Cluster:
     """A sandbox of `pmirror sandbox up`. Every method fails with CommandFailed when the command does."""
 
-    def __init__(self, nodes=2, volumes=1, netns=True, rpo=None, on_loss=None, arbiter=None, build=None):
+    def __init__(self, nodes=2, volumes=1, netns=True, rpo=None, on_loss=None, arbiter=None, deadline=None,
+                 suspend=None, build=None):
         self.build = os.path.abspath(build or BUILD)
         self.scratch = tempfile.mkdtemp(prefix="pmc")  # short: the path of a UNIX socket has 107 bytes
         self.directory = os.path.join(self.scratch, "s")
         self._options = ["--nodes", str(nodes), "--volumes", str(volumes)] + (["--netns"] if netns else [])
-        for name, value in (("--rpo", rpo), ("--on-loss", on_loss), ("--arbiter", arbiter)):
+        for name, value in (("--rpo", rpo), ("--on-loss", on_loss), ("--arbiter", arbiter), ("--deadline", deadline),
+                            ("--suspend", suspend)):
             self._options += [name, value] if value is not None else []
-        self._writers = []
+        self._writers = []  # and steppers
         self.volumes = {}  # name -> the state that `sandbox up` printed
         self._leftovers = Leftovers(self.directory)
 
@@ -169,6 +172,34 @@ class Cluster:
     def start(self, node):
         self.pmirror("sandbox", "start", self.directory, node)
 
+    def daemon(self, node):
+        """The pid of the node's daemon, also after `start`; 0 when it does not run."""
+        config = os.path.join(self.directory, node, "pmirrord.toml")
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+                    words = file.read().split("\0")
+            except OSError:
+                continue  # it is gone
+            if words[0].endswith("pmirrord") and config in words and is_alive(int(pid)):
+                return int(pid)
+        return 0
+
+    def signal(self, node, number):
+        """Sends a signal to the node's daemon alone."""
+        os.kill(self.daemon(node), number)
+
+    def stop(self, node, seconds=30):
+        """Ends the node's daemon cleanly, and waits for that."""
+        self.signal(node, signal.SIGTERM)
+        wait(lambda: self.daemon(node) == 0, f"the daemon of {node} ended", seconds)
+
+    def events(self, node, name, /, **fields):
+        """The lines of the node's log that tell of the event, with these fields."""
+        wanted = {f"event={name}"} | {f"{key}={value}" for key, value in fields.items()}
+        with open(os.path.join(self.directory, node, "pmirrord.log"), encoding="utf-8", errors="replace") as file:
+            return [line for line in file if wanted <= set(line.split())]
+
     def partition(self, a, b):
         self.pmirror("sandbox", "partition", self.directory, a, b)
 
@@ -236,6 +267,14 @@ class Cluster:
         writer = Writer(self.run_command(*command, volume=volume) if preload else command, env)
         self._writers.append(writer)
         return writer
+
+    def stepper(self, path, pages=16, mapped=False, preload=True):
+        """Starts tests/apps/stepwise.py on `path` of v0; a Stepper, closed with the cluster."""
+        program = os.path.join(_HERE, "..", "..", "apps", "stepwise.py")
+        command = [sys.executable, program, self.mounted(path), pages * 4096] + (["--map"] if mapped else [])
+        stepper = Stepper(self.run_command(*command) if preload else command)
+        self._writers.append(stepper)
+        return stepper
 
     def check(self, program, node, path, acknowledged, env=None, volume="v0"):
         """Runs the program's checker on a copy of what `node` has in its backing directory.

@@ -95,6 +95,7 @@ class Daemon {
 
  private:
   struct Replica {
+    std::chrono::nanoseconds deadline;
     std::unique_ptr<ReplicaVolume> volume;
     std::unique_ptr<ReplicaVolumeView> view;
   };
@@ -171,7 +172,7 @@ absl::Status Daemon::OpenReplicas() {
                           fmt::format("volume {}: {}", volume.name, Text(opened.status())));
     }
     volumes.push_back(opened->get());
-    replicas_.push_back({*std::move(opened), nullptr});
+    replicas_.push_back({volume.deadline, *std::move(opened), nullptr});
   }
   DataListener::Options options;
   options.addresses = config_.data;
@@ -182,7 +183,8 @@ absl::Status Daemon::OpenReplicas() {
   }
   listener_ = *std::move(listener);
   for (Replica& replica : replicas_) {
-    replica.view = std::make_unique<ReplicaVolumeView>(config_.name, *replica.volume, *listener_);
+    replica.view =
+        std::make_unique<ReplicaVolumeView>(config_.name, replica.deadline, *replica.volume, *listener_);
   }
   return absl::OkStatus();
 }

@@ -313,6 +313,9 @@ ssize_t ReplicaSession::Receive(int flags) {
   } while (got < 0 && errno == EINTR);
   if (got > 0) {
     reader_.Filled(static_cast<size_t>(got));
+    if (session_ != nullptr) {
+      session_->Heard();
+    }
   }
   return got;
 }

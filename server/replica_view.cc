@@ -79,16 +79,21 @@ void ReplicaVolumeView::FillStatus(control::VolumeStatus& status) {
   own.set_node(node_);
   own.set_placement("message");
   own.set_recaptures(state.counters.recaptures);
-  const bool connected = std::any_of(
+  const auto primary = std::find_if(
       state.sessions.begin(), state.sessions.end(), [](const ReplicaVolume::SessionState& session) {
         return session.connected && session.identity.kind == SessionKind::kDaemon;
       });
   if (!state.refusal.empty()) {
     own.set_state("failed");
     own.set_reason(state.refusal);
-  } else if (!connected) {
+  } else if (primary == state.sessions.end()) {
     own.set_state("disconnected");
     own.set_reason("the primary is not connected");
+  } else if (primary->silence > deadline_) {
+    using std::chrono::milliseconds;
+    own.set_state("disconnected");
+    own.set_reason(fmt::format("no word from {} for {} ms", primary->identity.node,
+                               std::chrono::duration_cast<milliseconds>(primary->silence).count()));
   } else {
     own.set_state("in-sync");
     own.set_reason(fmt::format("as {} knows: the primary is connected", node_));

@@ -278,7 +278,7 @@ ReplicaVolume::State ReplicaVolume::state() const {
   state.objects_without_id = index_->without_id_count();
   state.empty = state.objects + state.objects_without_id == 0;
   for (const std::shared_ptr<Session>& session : sessions_.All()) {
-    state.sessions.push_back({session->identity, session->connected()});
+    state.sessions.push_back({session->identity, session->connected(), Deadline::Now() - session->heard()});
   }
   state.counters = {.frames = counters_.frames,
                     .bytes = counters_.bytes,

@@ -99,6 +99,7 @@ class ReplicaVolume {
   struct SessionState {
     Session::Identity identity;
     bool connected = false;
+    Deadline::Duration silence{};  // since the last bytes came
   };
   struct Counters {
     uint64_t frames = 0, bytes = 0, operations = 0, barriers = 0, refusals = 0, recaptures = 0,

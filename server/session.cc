@@ -20,6 +20,7 @@ bool Session::Acquire(int socket, Deadline deadline) {
   }
   socket_ = socket;
   interrupted_ = false;
+  Heard();
   return true;
 }
 

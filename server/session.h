@@ -80,6 +80,9 @@ class Session {
   bool connected() const;
   // Since when nobody holds it (CLOCK_MONOTONIC).
   Deadline::Duration idle_since() const;
+  // When the last bytes came, or the holder: a peer that is stopped keeps its connection and says nothing.
+  Deadline::Duration heard() const { return Deadline::Duration(heard_.load(std::memory_order_relaxed)); }
+  void Heard() { heard_.store(Deadline::Now().count(), std::memory_order_relaxed); }
 
   void Grant(FileId file);
   void Revoke(FileId file);
@@ -95,6 +98,7 @@ class Session {
   void Interrupt();  // Requires: mutex_ is held
 
   std::atomic<bool> interrupted_ = false;  // written under mutex_
+  std::atomic<Deadline::Duration::rep> heard_ = Deadline::Now().count();
   mutable std::mutex mutex_;
   std::condition_variable released_;
   bool ended_ = false;  // guarded by mutex_, as all below

@@ -22,7 +22,7 @@ control::OpenSessionRequest DaemonRequest(uint64_t mount_number) {
 TEST(ReplicaView, P5_ANewMountCanLearnHowTheLastOneEnded) {
   ReplicaBed bed;
   bed.Start();
-  ReplicaVolumeView view("n2", bed.volume(), bed.listener());
+  ReplicaVolumeView view("n2", std::chrono::seconds(5), bed.volume(), bed.listener());
 
   EXPECT_EQ(view.CopyState().generation(), 0U) << "it had never taken part";
   const auto first = view.OpenSession(DaemonRequest(1));
@@ -41,6 +41,26 @@ TEST(ReplicaView, P5_ANewMountCanLearnHowTheLastOneEnded) {
 
   EXPECT_EQ(view.CopyState().mount_number(), 2U);
   EXPECT_FALSE(view.CopyState().clean()) << "the second mount never left";
+}
+
+control::ReplicaStatus StatusOf(ReplicaVolumeView& view) {
+  control::VolumeStatus status;
+  view.FillStatus(status);
+  return status.replicas(0);
+}
+
+TEST(ReplicaView, P6_AConnectedPrimaryThatIsSilentBeyondTheDeadlineIsGone) {
+  ReplicaBed bed;
+  bed.Start();
+  ReplicaVolumeView patient("n2", std::chrono::hours(1), bed.volume(), bed.listener());
+  ReplicaVolumeView hasty("n2", std::chrono::nanoseconds(1), bed.volume(), bed.listener());
+  EXPECT_EQ(StatusOf(patient).state(), "disconnected");
+  EXPECT_EQ(StatusOf(patient).reason(), "the primary is not connected");
+
+  const ReplicaClient client = bed.Open(SessionKind::kDaemon);
+  EXPECT_EQ(StatusOf(patient).state(), "in-sync");
+  EXPECT_EQ(StatusOf(hasty).state(), "disconnected");
+  EXPECT_NE(StatusOf(hasty).reason().find("no word from n1"), std::string::npos) << StatusOf(hasty).reason();
 }
 
 }  // namespace

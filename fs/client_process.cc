@@ -107,6 +107,30 @@ std::vector<ClientProcess::SessionName> ClientProcess::SessionsOf(size_t volume)
   return names;
 }
 
+bool ClientProcess::Suspended(const FileKey& file) {
+  std::lock_guard lock(suspended_mutex_);
+  if (ended() || suspended_.size() >= kMaxSuspended) {
+    return false;
+  }
+  suspended_.push_back(file);
+  return true;
+}
+
+bool ClientProcess::Resumed(const FileKey& file) {
+  std::lock_guard lock(suspended_mutex_);
+  const auto found = std::find(suspended_.begin(), suspended_.end(), file);
+  if (found == suspended_.end()) {
+    return false;
+  }
+  suspended_.erase(found);
+  return true;
+}
+
+std::vector<FileKey> ClientProcess::TakeSuspended() {
+  std::lock_guard lock(suspended_mutex_);
+  return std::exchange(suspended_, {});
+}
+
 std::vector<ClientSession> ClientProcess::TakeSessions() {
   std::lock_guard lock(sessions_mutex_);
   return std::exchange(sessions_, {});

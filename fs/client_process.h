@@ -5,7 +5,7 @@
 //   1. work_mutex() of one process: one request of its main connection, or its end. Held across ClientVolume's SetWritingMappers, HoldDirty, Grant
 //      and FileSystem::AcquireDirect, so it may be held for seconds; nobody but that process's own threads and its successor wait for it.
 //   2. the lock of WritingMappers (one a volume), held across SetWritingMappers.
-//   3. the lock behind View and Edit, the lock of the sessions, and ClientTable's: each a leaf. Nothing of ClientVolume or FileSystem is called and no lease
+//   3. the lock behind View and Edit, those of sessions and suspended syncs, and ClientTable's: each a leaf. Nothing of ClientVolume or FileSystem is called and no lease
 //      is dropped under them. ForeignCapture takes them (and no other) with the volume's lock of a file held.
 // View's lock is held while a page table is scanned: what a program told to be mapped at an address cannot be replaced by something else
 // meanwhile, because the program waits for the answer to kUnmapped before it unmaps.
@@ -128,6 +128,15 @@ class ClientProcess {
   // Requires: ended().
   std::vector<ClientSession> TakeSessions();
 
+  // --- what it says of its syncs ---
+  static constexpr size_t kMaxSuspended = 65536;  // threads of one process
+  // A sync of the file waits beyond the deadline, or waits no longer. False: there is nothing to count, because the process has ended, says it too
+  // often, or has not said the one before the other.
+  bool Suspended(const FileKey& file);
+  bool Resumed(const FileKey& file);
+  // The files whose syncs still waited. Requires: ended().
+  std::vector<FileKey> TakeSuspended();
+
  private:
   const Identity identity_;
   const UniqueFd pagemap_;
@@ -142,6 +151,9 @@ class ClientProcess {
 
   mutable std::mutex sessions_mutex_;
   std::vector<ClientSession> sessions_;  // guarded by sessions_mutex_; oldest first
+
+  std::mutex suspended_mutex_;
+  std::vector<FileKey> suspended_;  // guarded by suspended_mutex_; one entry a sync
 };
 
 }  // namespace pmirror::fs

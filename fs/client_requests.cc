@@ -117,8 +117,14 @@ void ClientRequests::Report(const Process& process, const Request& request, Clie
     Refuse(reply.record, EINVAL, "this daemon knows no report of kind " + std::to_string(request.report));
     return;
   }
-  volumes_[request.volume].volume.Report(process->pid(), static_cast<local::ReportKind>(request.report),
-                                         FileId{request.file}, request.value);
+  const auto kind = static_cast<local::ReportKind>(request.report);
+  const FileKey file{request.volume, FileId{request.file}};
+  // A suspended sync is said to go on exactly once, by the program or at its end: killed, it says nothing more.
+  if ((kind == local::ReportKind::kSuspended && !process->Suspended(file)) ||
+      (kind == local::ReportKind::kResumed && !process->Resumed(file))) {
+    return;
+  }
+  volumes_[request.volume].volume.Report(process->pid(), kind, file.id, request.value);
 }
 
 bool ClientRequests::End(const Process& process) {
@@ -149,6 +155,9 @@ bool ClientRequests::End(const Process& process) {
     files->leases.clear();
   }
   processes_.Remove(process);
+  for (const FileKey& file : process->TakeSuspended()) {
+    volumes_[file.volume].volume.Report(process->pid(), local::ReportKind::kResumed, file.id, 0);
+  }
   for (const ClientSession& session : process->TakeSessions()) {
     EndSession(session);
   }

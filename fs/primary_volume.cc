@@ -251,7 +251,8 @@ void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCount
   }
   status.set_epoch(Raw(record_.epoch));
   status.set_set_version(Raw(LoadSet(page_->page()).version()));
-  status.set_suspended_syncs(counters.suspended + reports.suspended);
+  status.set_suspended_syncs(counters.suspended +
+                             static_cast<uint64_t>(std::max<int64_t>(0, reports.suspended)));
   status.set_mapped_processes(programs.processes);
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     const ReplicaLink::Status state = link->status();
@@ -381,7 +382,7 @@ void PrimaryVolume::Report(pid_t pid, local::ReportKind kind, FileId file, uint6
       ++reports_.suspended;
       return say(Severity::kWarning, "sync_suspended");
     case local::ReportKind::kResumed:
-      reports_.suspended -= reports_.suspended > 0 ? 1 : 0;
+      --reports_.suspended;
       return say(Severity::kInfo, "sync_resumed");
     case local::ReportKind::kFailed:
       return say(Severity::kError, "sync_failed");

@@ -125,7 +125,7 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer {
 
   // What programs report of their own sessions.
   struct Reports {
-    uint64_t suspended = 0;
+    int64_t suspended = 0;  // below 0 for the moment when two reports overtake each other
     uint64_t recaptures = 0;
     uint64_t sender_full = 0;
     uint64_t peer_congested = 0;

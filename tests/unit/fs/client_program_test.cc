@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <optional>
 
 #include "replication/write_tracker.h"
 #include "tests/unit/fs/client_fixture.h"
@@ -226,6 +227,32 @@ TEST_F(ClientProgramTest, ExecEndsTheOldProgramAndHoldsWhatItLeft) {
   ::kill(child, SIGCONT);
   EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers_[file_] == 0; }));
   EXPECT_EQ(volume_.Held(file_), (Extents{{0, kPages * kPage}}));
+}
+
+class SuspendedSyncTest : public ClientFixture {};
+
+TEST_F(SuspendedSyncTest, P6_ASyncThatWaitedWhenItsProgramEndedIsSaidToWaitNoLonger) {
+  const LocalTickets tickets;
+  std::optional<LocalClient> client(socket());
+  ASSERT_EQ(client->HelloMain({tickets.fd()}).error(), 0);
+  const auto report = [&](local::ReportKind kind) {
+    return client
+        ->Ask(local::RequestKind::kReport,
+              [&](local::Request& request) { request.report = static_cast<uint32_t>(kind); })
+        .error();
+  };
+  const auto count = [&](local::ReportKind kind) {
+    return volume_.Locked([&] { return volume_.reports_[kind]; });
+  };
+  EXPECT_EQ(report(local::ReportKind::kResumed), 0);
+  EXPECT_EQ(count(local::ReportKind::kResumed), 0) << "nothing had waited";
+  EXPECT_EQ(report(local::ReportKind::kSuspended), 0);
+  EXPECT_EQ(report(local::ReportKind::kSuspended), 0);
+  EXPECT_EQ(report(local::ReportKind::kResumed), 0);
+  EXPECT_EQ(count(local::ReportKind::kSuspended), 2);
+  EXPECT_EQ(count(local::ReportKind::kResumed), 1);
+  client.reset();
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.reports_[local::ReportKind::kResumed] == 2; }));
 }
 
 }  // namespace

@@ -144,6 +144,8 @@ class TestVolume : public ClientVolume {
   void Report(pid_t pid, local::ReportKind kind, FileId file, uint64_t value) override {
     std::lock_guard lock(mutex_);
     last_report_ = {pid, kind, file, value};
+    ++reports_[kind];
+    changed_.notify_all();
   }
 
   // --- for tests: what was told, under the lock that `with` gets ---
@@ -187,6 +189,7 @@ class TestVolume : public ClientVolume {
   ProcessSerial asking_{};
   int volume_syncs_ = 0;
   ReportLine last_report_;
+  std::map<local::ReportKind, int> reports_;
   int open_session_error_ = 0;
   int grant_error_ = 0;
   int sync_error_ = 0;

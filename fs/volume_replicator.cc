@@ -70,7 +70,7 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
   {
     std::unique_lock size_lock(file.size_mutex(), std::defer_lock);
     while (!size_lock.try_lock_for(kPageSlice)) {  // held while the replicas are waited for
-      if (const int error = Interrupted(suspended_ != 0); error != 0) {
+      if (const int error = InterruptedInRound(); error != 0) {
         return error;
       }
     }
@@ -219,6 +219,9 @@ void VolumeReplicator::Failed(FileId file, int error) {
 }
 
 void VolumeReplicator::Recaptured() { ++recaptures_; }
+
+// Of a caller that waits for a round which another runs: it is not known whether that one is announced as suspended, only whether any is.
+int VolumeReplicator::InterruptedInRound() { return Interrupted(suspended_ > 0); }
 
 int VolumeReplicator::Interrupted(bool suspended) {
   switch (CurrentInterruption()) {

@@ -101,6 +101,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void Failed(FileId file, int error) override;
   void Recaptured() override;
   int Interrupted(bool suspended) override;
+  int InterruptedInRound();
 
   int AwaitOperation(uint64_t number);
   int MakeRoom();

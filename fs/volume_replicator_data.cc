@@ -142,7 +142,7 @@ int VolumeReplicator::CaptureAndSync(FileState& file, Extent range, ProcessSeria
 
 int VolumeReplicator::Sync(ReplicatedFile& replicated, bool data_only, LocalSync local_sync) {
   FileState& file = StateOf(replicated);
-  const auto work = [&] {
+  const auto round = [&] {
     // What a failure left behind of the tree goes first: this sync covers it, too.
     if (const int error = AwaitOperation(log_.last()); error != 0) {
       return error;
@@ -152,7 +152,7 @@ int VolumeReplicator::Sync(ReplicatedFile& replicated, bool data_only, LocalSync
     syncs_ += error == 0 ? 1 : 0;
     return error;
   };
-  return file.sync_rounds(data_only).Run(work, [this] { return Interrupted(suspended_ != 0); });
+  return file.sync_rounds(data_only).Run(round, [this] { return InterruptedInRound(); });
 }
 
 // On the daemon's session a barrier covers every write and every operation before it.
@@ -170,8 +170,7 @@ int VolumeReplicator::Barrier() {
 
 int VolumeReplicator::SyncTree(LocalSync local_sync) {
   const int local_error = local_sync();  // of this caller's directory: nothing to share
-  const int error =
-      tree_rounds_.Run([&] { return Barrier(); }, [this] { return Interrupted(suspended_ != 0); });
+  const int error = tree_rounds_.Run([this] { return Barrier(); }, [this] { return InterruptedInRound(); });
   syncs_ += error == 0 && local_error == 0 ? 1 : 0;
   return error != 0 ? error : local_error;
 }

@@ -130,7 +130,7 @@ TEST(OperationLog, ASizeOperationCarriesTwiceItsNumberAsGeneration) {
   EXPECT_EQ(sent.value().extent.offset, 100U);
 }
 
-constexpr auto kNever = [] { return 0; };  // interrupted
+constexpr auto kPatient = [] { return 0; };
 
 TEST(SyncRounds, ACallerDuringARoundGetsALaterRoundNotTheOneUnderWay) {
   SyncRounds rounds;
@@ -143,7 +143,7 @@ TEST(SyncRounds, ACallerDuringARoundGetsALaterRoundNotTheOneUnderWay) {
                     go_on.wait();
                     return EIO;  // the first round fails; that must not be the second caller's result
                   },
-                  kNever),
+                  kPatient),
               EIO);
   });
   inside.wait();
@@ -154,7 +154,7 @@ TEST(SyncRounds, ACallerDuringARoundGetsALaterRoundNotTheOneUnderWay) {
                     ran = true;
                     return 0;
                   },
-                  kNever),
+                  kPatient),
               0);
   });
   go_on.count_down();
@@ -177,7 +177,7 @@ TEST(SyncRounds, EachOfManyCallersSeesWorkThatBeganAfterItsCall) {
                         synced = stores.load();
                         return 0;
                       },
-                      kNever),
+                      kPatient),
                   0);
         EXPECT_GE(synced.load(), mine);
       }
@@ -188,33 +188,61 @@ TEST(SyncRounds, EachOfManyCallersSeesWorkThatBeganAfterItsCall) {
   }
 }
 
-TEST(SyncRounds, P6_WhoIsInterruptedEndsItsOwnWaitAndNobodyElses) {
+TEST(SyncRounds, P6_WhoWaitsForAnInterruptedRoundRunsOneOfItsOwn) {
+  SyncRounds rounds;
+  std::latch inside(1);
+  std::atomic<int> waiting{0};
+  const auto counted = [&, seen = false]() mutable {
+    waiting += std::exchange(seen, true) ? 0 : 1;
+    return 0;
+  };
+  std::thread first([&] {
+    const auto work = [&] {
+      inside.count_down();
+      while (waiting < 3) {
+        std::this_thread::yield();
+      }
+      return EIO;  // of the round that the others do not share
+    };
+    EXPECT_EQ(rounds.Run(work, kPatient), EIO);
+  });
+  inside.wait();
+  std::atomic<int> runs{0};
+  std::atomic<int> interrupted{0};
+  std::vector<std::thread> others;
+  for (int i = 0; i < 3; ++i) {
+    others.emplace_back([&] {
+      const int result = rounds.Run([&] { return runs++ == 0 ? EINTR : 0; }, counted);
+      EXPECT_TRUE(result == 0 || result == EINTR);
+      interrupted += result == EINTR ? 1 : 0;
+    });
+  }
+  first.join();
+  for (std::thread& thread : others) {
+    thread.join();
+  }
+  EXPECT_EQ(interrupted, 1) << "only of the caller whose work it was";
+  EXPECT_GE(runs, 2);
+}
+
+TEST(SyncRounds, P6_ACallerMayLeaveARoundThatAnotherRuns) {
   SyncRounds rounds;
   std::latch inside(1);
   std::latch go_on(1);
-  std::atomic<bool> killed{false};
-  std::thread killed_runner([&] {
+  std::thread first([&] {
     EXPECT_EQ(rounds.Run(
                   [&] {
                     inside.count_down();
                     go_on.wait();
-                    killed = true;
-                    return EINTR;
+                    return 0;
                   },
-                  [&] { return killed ? EINTR : 0; }),
-              EINTR);
+                  kPatient),
+              0);
   });
   inside.wait();
-  EXPECT_EQ(rounds.Run([] { return 0; }, [] { return EINTR; }), EINTR)
-      << "waits for a round that does not end";
-  std::atomic<int> runs{0};
-  std::thread other([&] {
-    EXPECT_EQ(rounds.Run([&] { return runs++ == 0 ? EINTR : 0; }, kNever), 0) << "another's interruption";
-  });
+  EXPECT_EQ(rounds.Run([] { return 0; }, [] { return EINTR; }), EINTR);
   go_on.count_down();
-  killed_runner.join();
-  other.join();
-  EXPECT_EQ(runs, 2);
+  first.join();
 }
 
 TEST(SharedMemory, ReadOnlyPagesCannotBeMappedForWritingByReceivers) {

@@ -30,10 +30,13 @@ bool Patience::RanOut() {
   if (interrupted_ != 0) {
     return true;
   }
-  if (!limit_.Expired()) {
+  // Who leaves the volume does not suspend: a sync that does not get through now never will.
+  const bool leaving =
+      page_.state.load(std::memory_order_acquire) == static_cast<uint32_t>(VolumeState::kClosing);
+  if (!limit_.Expired() && !(suspended_ && leaving)) {
     return false;
   }
-  if (suspended_ || page_.on_loss != static_cast<uint32_t>(OnLoss::kSuspend)) {
+  if (suspended_ || leaving || page_.on_loss != static_cast<uint32_t>(OnLoss::kSuspend)) {
     return true;
   }
   suspended_ = true;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // How long one sync goes on waiting for the replicas, by the volume's policy (promise P6): until
 // `deadline_ns` without progress silently; then under kSuspend, announced to the observer, until `suspend_ns`
-// more. Used by one thread.
+// more, unless the daemon is leaving the volume. Used by one thread.
 #pragma once
 
 #include <cerrno>

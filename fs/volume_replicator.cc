@@ -35,7 +35,8 @@ VolumeReplicator::VolumeReplicator(Options options, VolumePageOwner& page, Opera
       replicas_(replicas.begin(), replicas.end()),
       sessions_(SessionsOf(replicas)),
       events_(events),
-      replication_(page.page(), sessions_, staging, *this) {}
+      replication_(page.page(), sessions_, staging, *this),
+      own_replication_(page.page(), sessions_, staging, own_waits_) {}
 
 VolumeReplicator::~VolumeReplicator() { Stop(); }
 
@@ -122,8 +123,9 @@ void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
 }
 
 // Waits as the policy says until every member has applied the operation.
-int VolumeReplicator::AwaitOperation(uint64_t number) {
-  Patience patience(page_.page(), *this, FileId::kNone);
+int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
+  SyncObserver& observer = sender == Sender::kCaller ? static_cast<SyncObserver&>(*this) : own_waits_;
+  Patience patience(page_.page(), observer, FileId::kNone);
   uint8_t done = 0;
   int result = 0;
   while (true) {
@@ -219,6 +221,11 @@ void VolumeReplicator::Failed(FileId file, int error) {
 }
 
 void VolumeReplicator::Recaptured() { ++recaptures_; }
+
+int VolumeReplicator::OwnWaits::Interrupted(bool suspended) {
+  const std::lock_guard lock(owner_.converge_mutex_);
+  return suspended || owner_.stopping_ ? EINTR : 0;
+}
 
 // Of a caller that waits for a round which another runs: it is not known whether that one is announced as suspended, only whether any is.
 int VolumeReplicator::InterruptedInRound() { return Interrupted(suspended_ > 0); }

@@ -103,11 +103,28 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int Interrupted(bool suspended) override;
   int InterruptedInRound();
 
-  int AwaitOperation(uint64_t number);
+  // For whom bytes are sent: a caller that waits as the policy says, or nobody, when the volume brings over by itself what is dirty.
+  enum class Sender { kCaller, kVolume };
+  // Waits of the volume itself: told to nobody, given up at the deadline and when the volume is left.
+  class OwnWaits : public SyncObserver {
+   public:
+    explicit OwnWaits(VolumeReplicator& owner) : owner_(owner) {}
+    void Suspended(FileId) override {}
+    void Resumed(FileId) override {}
+    void Failed(FileId, int) override {}
+    void Recaptured() override { owner_.Recaptured(); }
+    int Interrupted(bool suspended) override;
+
+   private:
+    VolumeReplicator& owner_;
+  };
+
+  int AwaitOperation(uint64_t number, Sender sender = Sender::kCaller);
   int MakeRoom();
   void DropIfGone(const NamespaceOp& op);
   int SendWritten(FileState& file, Extent extent, WaitLevel level, LocalPersist* local);
-  int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local);
+  int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
+           Sender sender = Sender::kCaller);
   int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
   int Barrier();
   void Trim();
@@ -115,6 +132,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void Keep(FileState& file);
   void Converge();
   bool ConvergeOnce();
+  void NoteConvergeError(const FileState& file, int error);
 
   const Options options_;
   VolumePageOwner& page_;
@@ -122,7 +140,9 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   const std::vector<ReplicaPath> replicas_;
   const std::vector<DataSession*> sessions_;  // of replicas_
   EventSink& events_;
+  OwnWaits own_waits_{*this};
   Replication replication_;
+  Replication own_replication_;
   ForeignStores* stores_ = nullptr;
 
   FreezeGate gate_;
@@ -142,6 +162,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   std::map<FileId, std::shared_ptr<FileState>>
       unsettled_;  // guarded by files_mutex_: dirty, whether open or not
 
+  int converge_error_ = 0;  // of the converger: what was logged last
   std::mutex converge_mutex_;
   std::condition_variable converge_wake_;
   bool stopping_ = false;  // guarded by converge_mutex_

@@ -2,6 +2,7 @@
 // Captures of data, syncs, and what failures left dirty. The order of the steps is docs/internals/capture-order.md. See volume_replicator.h.
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -74,9 +75,9 @@ std::vector<std::shared_ptr<FileState>> VolumeReplicator::AllFiles() const {
 }
 
 // One capture to every member. Size operations of the file that are still on their way go first: on our session nothing may overtake them.
-int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLevel level,
-                           LocalPersist* local) {
-  int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2);
+int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
+                           Sender sender) {
+  int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2, sender);
   if (error == 0) {
     const uint64_t mark = file.durability_mark();
     if (level == WaitLevel::kReceived) {
@@ -85,7 +86,8 @@ int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLev
     }
     DescriptorSource source(file.backing_fd());
     const std::vector<Extent> extents = capture.extents().extents();
-    error = replication_.Replicate(file.target(), extents, source, level, local).code;
+    Replication& replication = sender == Sender::kCaller ? replication_ : own_replication_;
+    error = replication.Replicate(file.target(), extents, source, level, local).code;
     if (error == 0) {
       capture.Succeeded();
       if (level == WaitLevel::kDurable) {
@@ -274,6 +276,18 @@ void VolumeReplicator::Converge() {
   }
 }
 
+// A loss is told by the state of its replica; a refusal is told here, once.
+void VolumeReplicator::NoteConvergeError(const FileState& file, int error) {
+  const bool lost = error == ENOTCONN || error == EIO || error == EINTR;
+  if (!lost && error != converge_error_) {
+    converge_error_ = error;
+    events_.Report(Severity::kError, "dirty_bytes_refused",
+                   {{"volume", options_.volume_name},
+                    {"file", std::to_string(Raw(file.id()))},
+                    {"reason", std::strerror(error)}});
+  }
+}
+
 // True when nothing is left dirty, or trying again is of no use before somebody says so.
 bool VolumeReplicator::ConvergeOnce() {
   std::vector<std::shared_ptr<FileState>> unsettled;
@@ -288,10 +302,14 @@ bool VolumeReplicator::ConvergeOnce() {
     FileState::Capture capture(*file, kWholeFile, {});
     const bool connected = std::all_of(sessions_.begin(), sessions_.end(),
                                        [](const DataSession* session) { return session->connected(); });
-    if (!connected || Send(*file, capture, WaitLevel::kReceived, nullptr) != 0) {
+    const int error =
+        connected ? Send(*file, capture, WaitLevel::kReceived, nullptr, Sender::kVolume) : ENOTCONN;
+    if (error != 0) {
       settled = false;
+      NoteConvergeError(*file, error);
       continue;
     }
+    converge_error_ = 0;
     const std::lock_guard lock(files_mutex_);
     if (!file->dirty()) {
       unsettled_.erase(file->id());

@@ -82,13 +82,21 @@ class Clean(RestartTest):
         wait(lambda: cluster.replica_status(cluster.replica)["state"] in ("in-sync", "stale"), "the start is judged")
 
     def test_P6_a_clean_end_of_the_primary_without_its_replica_ends_in_time_and_is_told_unclean(self):
-        cluster = self.cluster(on_loss="fail", deadline=f"{int(DEADLINE * 1000)}ms")
-        stepper = cluster.stepper("file", mapped=True)
-        cluster.kill(cluster.replica)
-        stepper.do("store", 0, "new")
-        stepper.begin("msync", 0)
+        cluster = self.cluster(on_loss="suspend", deadline=f"{int(DEADLINE * 1000)}ms", suspend="10m")
+        mapped = cluster.stepper("mapped", mapped=True)
+        plain = cluster.stepper("plain", preload=False)
+        killed = cluster.stepper("killed", mapped=True)
+        self.assertEqual(plain.do("write", 0, "new"), 0)
+        cluster.partition(cluster.primary, cluster.replica)
+        killed.do("store", 0, "new")
+        killed.kill()  # what it stored, the daemon has to bring over
+        mapped.do("store", 0, "new")
+        mapped.begin("msync", 0)
+        plain.begin("fsync")
+        wait(lambda: cluster.status()["suspended_syncs"] == 2, lambda: f"both wait: {cluster.status()}")
         cluster.stop(cluster.primary)
-        self.assertNotEqual(stepper.outcome().errno, 0)
+        self.assertNotEqual(mapped.outcome().errno, 0)
+        self.assertNotEqual(plain.outcome().errno, 0)
         self.assertTrue(cluster.events(cluster.primary, "volume_left_unclean"))
 
     def test_P3_a_replica_daemon_that_ends_cleanly_and_starts_again_is_back_without_a_comparison(self):

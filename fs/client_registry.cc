@@ -48,6 +48,15 @@ size_t ClientRegistry::MappingProcesses(size_t volume) const {
   }));
 }
 
+size_t ClientRegistry::WritingProcesses(size_t volume) const {
+  const auto all = processes_.All();
+  return static_cast<size_t>(std::count_if(all.begin(), all.end(), [volume](const auto& process) {
+    const auto writable = process->Look()->Writable();
+    return std::any_of(writable.begin(), writable.end(),
+                       [volume](const auto& entry) { return entry.first.volume == volume; });
+  }));
+}
+
 absl::Status ClientRegistry::Start(const std::string& socket_path) {
   if (listener_.has_value()) {
     return absl::FailedPreconditionError("programs are served already");

@@ -56,6 +56,8 @@ class ClientRegistry : public OpenOracle {
   // --- for `pmirror status` ---
   // Programs that have something of the volume mapped.
   size_t MappingProcesses(size_t volume) const;
+  // Processes that can store to a file of the volume, whether they map it now or could.
+  size_t WritingProcesses(size_t volume) const;
   // Syncs of the volume that programs got acknowledged, also those that have ended.
   uint64_t AcknowledgedSyncs(size_t volume) const { return processes_.AcknowledgedSyncs(volume); }
 

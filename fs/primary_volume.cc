@@ -216,7 +216,7 @@ void PrimaryVolume::Unmount(Deadline deadline) {
   }
 }
 
-absl::Status PrimaryVolume::Leave() {
+absl::Status PrimaryVolume::Leave(size_t writing) {
   if (!AllInSync()) {
     return absl::FailedPreconditionError(
         "a replica is not in sync; the copies are compared at the next mount");
@@ -225,6 +225,12 @@ absl::Status PrimaryVolume::Leave() {
   if (error != 0) {
     return absl::ErrnoToStatus(
         error, "not everything could be brought to the replicas; the copies are compared at the next mount");
+  }
+  if (writing != 0) {
+    return absl::FailedPreconditionError(fmt::format(
+        "{} programs still map files of the volume and may store to them; the copies are compared at "
+        "the next mount; end programs before the daemon",
+        writing));
   }
   replicator_->Stop();
   for (const std::unique_ptr<ReplicaLink>& link : links_) {

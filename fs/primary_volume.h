@@ -60,9 +60,10 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer {
 
   // Leaves the mount; programs that do not leave it before the deadline are cut off.
   void Unmount(Deadline deadline);
-  // After Unmount and the end of the programs' registry: brings everything over and parts from the replicas cleanly. An error says why the
-  // copies cannot be called equal: the next mount then compares them.
-  absl::Status Leave();
+  // After Unmount and the end of the programs' registry: brings everything over and parts from the replicas cleanly. `writing`: so many programs
+  // live on that can store to the backing files, unseen. An error says why the copies cannot be called equal: the next mount then compares
+  // them.
+  absl::Status Leave(size_t writing);
 
   // --- for the control service ---
   struct ProgramCounters {

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -31,6 +32,7 @@ namespace {
 constexpr int kDone = 0;
 constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
+constexpr std::chrono::milliseconds kProgramsPoll{20};
 constexpr std::chrono::seconds kProgramsLeave{5};  // how long a clean end waits for programs to leave a mount
 
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
@@ -101,6 +103,7 @@ class Daemon {
   };
 
   struct Primary {
+    size_t index;  // in the registry
     std::unique_ptr<fs::PrimaryVolume> volume;
     std::unique_ptr<PrimaryVolumeView> view;
   };
@@ -223,21 +226,31 @@ absl::Status Daemon::MountPrimaries() {
     (*mounted)->UseForeignStores(&registry_->StoresOf(*index));
     auto view = std::make_unique<PrimaryVolumeView>(config_, volume, **mounted, *registry_, *index);
     served_.push_back({&volume, view.get(), nullptr});
-    primaries_.push_back({*std::move(mounted), std::move(view)});
+    primaries_.push_back({*index, *std::move(mounted), std::move(view)});
   }
   return registry_->Start(config_.socket.string());
 }
 
 // Programs leave the mounts, then the registry hands over what they left dirty, then the copies part as equals.
 void Daemon::LeavePrimaries() {
+  const Deadline deadline = Deadline::After(kProgramsLeave);
   for (const Primary& primary : primaries_) {
-    primary.volume->Unmount(Deadline::After(kProgramsLeave));
+    primary.volume->Unmount(deadline);
+  }
+  std::vector<size_t> writing;
+  for (const Primary& primary : primaries_) {
+    while (registry_->WritingProcesses(primary.index) != 0 && !deadline.Expired()) {
+      // Sleep because: the end of a program is found out by its connection's thread, which tells nobody.
+      std::this_thread::sleep_for(kProgramsPoll);
+    }
+    writing.push_back(registry_->WritingProcesses(primary.index));
   }
   if (registry_ != nullptr) {
     registry_->Stop();
   }
-  for (const Primary& primary : primaries_) {
-    if (absl::Status status = primary.volume->Leave(); !status.ok()) {
+  for (size_t i = 0; i < primaries_.size(); ++i) {
+    const Primary& primary = primaries_[i];
+    if (absl::Status status = primary.volume->Leave(writing[i]); !status.ok()) {
       LogEvent(LogLevel::kWarn, "volume_left_unclean",
                {{"volume", primary.volume->name()}, {"reason", Text(status)}});
     } else {

@@ -78,8 +78,10 @@ class Clean(RestartTest):
         self.assertNotEqual(idle.do("msync", 0), 0)
         self.assert_nothing_is_lost(cluster, load)
         idle.kill()
+        self.assertTrue(cluster.differences(cluster.primary, cluster.replica))
         cluster.start(cluster.primary)
-        wait(lambda: cluster.replica_status(cluster.replica)["state"] in ("in-sync", "stale"), "the start is judged")
+        cluster.wait_state(cluster.replica, "stale")  # it went on storing: nobody may call the copies equal (P5)
+        self.assertTrue(cluster.events(cluster.primary, "volume_left_unclean"))
 
     def test_P6_a_clean_end_of_the_primary_without_its_replica_ends_in_time_and_is_told_unclean(self):
         cluster = self.cluster(on_loss="suspend", deadline=f"{int(DEADLINE * 1000)}ms", suspend="10m")

@@ -17,6 +17,7 @@
 #include <mutex>
 
 #include "fs/extent_set.h"
+#include "fs/patient_mutex.h"
 #include "fs/replicator.h"
 #include "fs/shared_object.h"
 #include "fs/sync_rounds.h"
@@ -46,7 +47,7 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   void Extend(uint64_t end);
 
   // Serialises size operations; held until the replicas have them.
-  std::timed_mutex& size_mutex() { return size_mutex_; }
+  PatientMutex& size_mutex() { return size_mutex_; }
   // Serialises the taking over of other processes' dirty pages, up to where they are under way here.
   std::mutex& capture_mutex() { return capture_mutex_; }
   // Callers of one kind share rounds: what one of them does locally is what the others want.
@@ -113,7 +114,7 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   const SharedObject<OrderPage> order_;
   VolumePageOwner& page_;
 
-  std::timed_mutex size_mutex_;
+  PatientMutex size_mutex_;
   std::mutex capture_mutex_;
   SyncRounds data_rounds_;
   SyncRounds full_rounds_;

@@ -69,12 +69,10 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
   Extent tail;
   int result = 0;
   {
-    std::unique_lock size_lock(file.size_mutex(), std::defer_lock);
-    while (!size_lock.try_lock_for(kPageSlice)) {  // held while the replicas are waited for
-      if (const int error = InterruptedInRound(); error != 0) {
-        return error;
-      }
+    if (const int error = file.size_mutex().Lock([this] { return InterruptedByOwnSignal(); }); error != 0) {
+      return error;
     }
+    const PatientMutex::Held size_lock(file.size_mutex());
     const FileState::RaisedFlag flag(file);
     page_.BeginSizeOperation(file.slot_index());
     const uint64_t old_size = file.size();
@@ -228,7 +226,7 @@ int VolumeReplicator::OwnWaits::Interrupted(bool suspended) {
 }
 
 // Of a caller that waits for a round which another runs: it is not known whether that one is announced as suspended, only whether any is.
-int VolumeReplicator::InterruptedInRound() { return Interrupted(suspended_ > 0); }
+int VolumeReplicator::InterruptedByOwnSignal() { return Interrupted(suspended_ > 0); }
 
 int VolumeReplicator::Interrupted(bool suspended) {
   switch (CurrentInterruption()) {

@@ -101,7 +101,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void Failed(FileId file, int error) override;
   void Recaptured() override;
   int Interrupted(bool suspended) override;
-  int InterruptedInRound();
+  int InterruptedByOwnSignal();
 
   // For whom bytes are sent: a caller that waits as the policy says, or nobody, when the volume brings over by itself what is dirty.
   enum class Sender { kCaller, kVolume };

@@ -154,7 +154,7 @@ int VolumeReplicator::Sync(ReplicatedFile& replicated, bool data_only, LocalSync
     syncs_ += error == 0 ? 1 : 0;
     return error;
   };
-  return file.sync_rounds(data_only).Run(round, [this] { return InterruptedInRound(); });
+  return file.sync_rounds(data_only).Run(round, [this] { return InterruptedByOwnSignal(); });
 }
 
 // On the daemon's session a barrier covers every write and every operation before it.
@@ -172,7 +172,8 @@ int VolumeReplicator::Barrier() {
 
 int VolumeReplicator::SyncTree(LocalSync local_sync) {
   const int local_error = local_sync();  // of this caller's directory: nothing to share
-  const int error = tree_rounds_.Run([this] { return Barrier(); }, [this] { return InterruptedInRound(); });
+  const int error =
+      tree_rounds_.Run([this] { return Barrier(); }, [this] { return InterruptedByOwnSignal(); });
   syncs_ += error == 0 && local_error == 0 ? 1 : 0;
   return error != 0 ? error : local_error;
 }

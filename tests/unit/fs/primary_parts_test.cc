@@ -10,6 +10,7 @@
 #include <latch>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "fs/copy_decision.h"
 #include "fs/extent_set.h"
@@ -192,10 +193,6 @@ TEST(SyncRounds, P6_WhoWaitsForAnInterruptedRoundRunsOneOfItsOwn) {
   SyncRounds rounds;
   std::latch inside(1);
   std::atomic<int> waiting{0};
-  const auto counted = [&, seen = false]() mutable {
-    waiting += std::exchange(seen, true) ? 0 : 1;
-    return 0;
-  };
   std::thread first([&] {
     const auto work = [&] {
       inside.count_down();
@@ -212,7 +209,12 @@ TEST(SyncRounds, P6_WhoWaitsForAnInterruptedRoundRunsOneOfItsOwn) {
   std::vector<std::thread> others;
   for (int i = 0; i < 3; ++i) {
     others.emplace_back([&] {
-      const int result = rounds.Run([&] { return runs++ == 0 ? EINTR : 0; }, counted);
+      bool seen = false;
+      const int result = rounds.Run([&] { return runs++ == 0 ? EINTR : 0; },
+                                    [&] {
+                                      waiting += std::exchange(seen, true) ? 0 : 1;
+                                      return 0;
+                                    });
       EXPECT_TRUE(result == 0 || result == EINTR);
       interrupted += result == EINTR ? 1 : 0;
     });

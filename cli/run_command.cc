@@ -22,6 +22,7 @@ struct RunOptions {
   TargetOptions target;
   std::string volume;
   std::string node;
+  unsigned wait_seconds = 0;
 };
 
 // The library beside the binary's directory: build/bin and build/lib, /usr/bin and /usr/lib.
@@ -93,6 +94,9 @@ int Run(const RunOptions& options, const std::vector<std::string>& words) {
       others != nullptr && *others != '\0' ? fmt::format("{}:{}", *library, others) : *library;
   ::setenv("LD_PRELOAD", preload.c_str(), 1);
   ::setenv("PMIRROR_REQUIRED", "1", 1);
+  if (options.wait_seconds != 0) {
+    ::setenv("PMIRROR_WAIT_MS", fmt::format("{}000", options.wait_seconds).c_str(), 1);
+  }
   std::vector<char*> arguments;
   for (const std::string& word : words) {
     arguments.push_back(const_cast<char*>(word.c_str()));
@@ -113,6 +117,10 @@ void AddRun(CLI::App& app, const std::vector<std::string>& words, int& exit_code
   options->target.AddTo(*run);
   run->add_option("--volume", options->volume, "Run on the primary of this volume; the default is v0");
   run->add_option("--node", options->node, "Run on this node of the sandbox instead");
+  run->add_flag("--wait{60}", options->wait_seconds,
+                "Where another program that does not run under the library has a file open, let mmap wait "
+                "until it has closed it,\n"
+                "60 seconds or --wait=SECONDS, instead of failing with EBUSY at once");
   run->callback([options, &words, &exit_code] {
     if (words.empty()) {
       throw CLI::ValidationError("run", "a command is needed after --");

@@ -99,7 +99,8 @@ std::optional<ClientRequests::Proof> ClientRequests::ProofOf(const ReceivedReque
   return proof;
 }
 
-void ClientRequests::RefuseLease(const FileSystem::DirectAnswer& answer, ClientReply& reply) {
+void ClientRequests::RefuseLease(const Process& process, const FileKey& key,
+                                 const FileSystem::DirectAnswer& answer, ClientReply& reply) {
   reply.record.holder = answer.holder;
   if (answer.error == EBUSY && answer.holder != 0) {
     const std::string holder = std::to_string(answer.holder) + " (" + CommandOf(answer.holder) + ")";
@@ -117,6 +118,12 @@ void ClientRequests::RefuseLease(const FileSystem::DirectAnswer& answer, ClientR
         reply.record, answer.error,
         std::string("the backing file cannot be opened: ") + ::strerror_r(answer.error, text, sizeof(text)));
   }
+  events_.Report(Severity::kWarning, "a program may not map a file",
+                 {{"volume", volumes_[key.volume].volume.name()},
+                  {"process", process->name()},
+                  {"file", std::to_string(Raw(key.id))},
+                  {"errno", std::to_string(answer.error)},
+                  {"reason", reply.record.text}});
 }
 
 // What the process has of the file already, when that is enough; else a new lease, which takes the place of one that was only for reading.
@@ -145,7 +152,7 @@ std::shared_ptr<LeasedFile> ClientRequests::LeaseFor(const Process& process, con
       answer.error = ESTALE;  // removed, and nobody had it open: no replica knows it
     }
     if (answer.error != 0) {
-      RefuseLease(answer, reply);
+      RefuseLease(process, proof.key, answer, reply);
       return nullptr;
     }
     file = std::make_shared<LeasedFile>(*std::move(answer.lease), proof.writable);

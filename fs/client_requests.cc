@@ -75,6 +75,8 @@ void ClientRequests::AnswerLong(const Process& process, const Request& request, 
       return SyncOthers(process, request, reply);
     case RequestKind::kSyncVolume:
       return SyncVolume(process, request, reply);
+    case RequestKind::kAwaitClose:
+      return AwaitClose(request, reply);
     case RequestKind::kReport:
       return Report(process, request, reply);
     default:
@@ -108,6 +110,15 @@ void ClientRequests::SyncVolume(const Process& process, const Request& request, 
   const int error = volumes_[request.volume].volume.SyncAll(process->serial(), WaitOf(request));
   if (error != 0) {
     Refuse(reply.record, error, "the volume could not be replicated: " + ErrnoText(error));
+  }
+}
+
+void ClientRequests::AwaitClose(const Request& request, ClientReply& reply) {
+  const auto wait = std::min<Deadline::Duration>(WaitOf(request).Remaining(), kAwaitCloseSlice);
+  const int error = volumes_[request.volume].volume.file_system().AwaitPlainClosed(FileId{request.file},
+                                                                                   Deadline::After(wait));
+  if (error != 0) {
+    Refuse(reply.record, error, "a program without pmirror still has the file open");
   }
 }
 

@@ -41,6 +41,8 @@ class ClientRequests {
   static constexpr std::chrono::milliseconds kCloseUnderWay{1000};
   static constexpr std::chrono::milliseconds kGrantPatience{2000};
   static_assert(kCloseUnderWay + kGrantPatience <= std::chrono::seconds(4));
+  static constexpr std::chrono::milliseconds kAwaitCloseSlice{
+      1000};                                             // then it asks again: Stop() waits for us
   static constexpr std::chrono::hours kLongestWait{24};  // whatever a program asks for
   static constexpr size_t kMaxMappings = 65536;          // of one process; the kernel's own limit is near it
   static constexpr size_t kMaxLeases = 65536;            // of one process
@@ -66,6 +68,7 @@ class ClientRequests {
   void AnswerLong(const Process& process, const local::Request& request, ClientReply& reply);
   void SyncOthers(const Process& process, const local::Request& request, ClientReply& reply);
   void SyncVolume(const Process& process, const local::Request& request, ClientReply& reply);
+  void AwaitClose(const local::Request& request, ClientReply& reply);
   void Report(const Process& process, const local::Request& request, ClientReply& reply);
 
   // client_files.cc
@@ -81,7 +84,8 @@ class ClientRequests {
   std::optional<Proof> ProofOf(const ReceivedRequest& received, ClientReply& reply);
   std::shared_ptr<LeasedFile> LeaseFor(const Process& process, const Proof& proof, ClientReply& reply,
                                        Leases& let_go);
-  void RefuseLease(const FileSystem::DirectAnswer& answer, ClientReply& reply);
+  void RefuseLease(const Process& process, const FileKey& key, const FileSystem::DirectAnswer& answer,
+                   ClientReply& reply);
   void GrantToSessions(const Process& process, const FileKey& key);
 
   // client_mapping_requests.cc

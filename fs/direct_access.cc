@@ -2,6 +2,7 @@
 // Direct mode: who maps the backing file itself, and what the kernel must forget for it.
 #include <unistd.h>
 
+#include <cerrno>
 #include <utility>
 
 #include "fs/file_system.h"
@@ -62,6 +63,11 @@ FileSystem::DirectAnswer FileSystem::AcquireDirect(FileId id, bool writable, Dea
   }
   answer.lease.emplace(std::move(lease));
   return answer;
+}
+
+int FileSystem::AwaitPlainClosed(FileId id, Deadline deadline) {
+  const std::shared_ptr<Inode> inode = inodes_.Find(id);
+  return inode == nullptr || inode->AwaitPlainClosed(deadline) ? 0 : EBUSY;
 }
 
 void FileSystem::DataChanged(FileId id, Extent extent) {

@@ -177,6 +177,8 @@ class FileSystem {
   };
   // Waits until `deadline` for plain handles to go away. `writable`: the descriptor is O_RDWR.
   DirectAnswer AcquireDirect(FileId id, bool writable, Deadline deadline);
+  // 0 when no plain handle of the file is open, at once or until the deadline; else EBUSY. Takes nothing.
+  int AwaitPlainClosed(FileId id, Deadline deadline);
   // The file's data was changed by the daemon itself (a repair): what the kernel has cached of it goes.
   void DataChanged(FileId id, Extent extent);
 

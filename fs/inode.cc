@@ -134,6 +134,11 @@ int Inode::TakeDirect(Deadline deadline, pid_t* holder) {
   return mode_.TakeDirect(holder);
 }
 
+bool Inode::AwaitPlainClosed(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  return plain_closed_.wait_for(lock, deadline.Remaining(), [this] { return !mode_.cached(); });
+}
+
 void Inode::DropDirect() {
   std::lock_guard lock(mutex_);
   mode_.DropDirect();

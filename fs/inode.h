@@ -87,6 +87,8 @@ class Inode {
   // program has gone on.
   int TakeDirect(Deadline deadline, pid_t* holder);
   void DropDirect();
+  // False when a plain handle is still open at the deadline.
+  bool AwaitPlainClosed(Deadline deadline);
   bool ChangedBesideCache();
   bool direct() const;
 

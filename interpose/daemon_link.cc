@@ -111,7 +111,8 @@ Error DaemonLink::Transact(Channel& channel, std::span<const int> descriptors, D
   }
   if (channel.reply.error != 0) {
     channel.reply.text[sizeof(channel.reply.text) - 1] = '\0';
-    LogLine(LogLevel::kInfo)
+    // A refusal that names another program is for people to act on.
+    LogLine(channel.reply.holder != 0 ? LogLevel::kError : LogLevel::kInfo)
         .Text("the local daemon refused")
         .Field("request", static_cast<uint64_t>(channel.request.kind))
         .Field("errno", static_cast<uint64_t>(channel.reply.error))

@@ -15,6 +15,7 @@
 #include "interpose/log.h"
 #include "interpose/mapped_file.h"
 #include "interpose/sigbus.h"
+#include "interpose/sync.h"
 #include "replication/write_tracker.h"
 
 #ifndef MAP_FIXED_NOREPLACE
@@ -210,17 +211,42 @@ Error AddMapping(Runtime& runtime, const Mapping& mapping) {
   return Error::Ok();
 }
 
-void* MapFile(Runtime& runtime, Volume& volume, void* hint, size_t length, int protection, int flags, int fd,
-              off_t offset) {
-  if (const int refused = CheckAccess(fd, protection, flags); refused != 0) {
-    return Fail(refused);
+namespace {
+
+// Without a lock and with signals as they are: other threads may map meanwhile, and Ctrl-C ends the program.
+void AwaitClose(Runtime& runtime, const Volume& volume, int fd, Deadline deadline) {
+  struct stat status;
+  if (::fstat(fd, &status) != 0) {
+    return;
   }
+  LogLine(LogLevel::kWarning)
+      .Text("mmap waits for other programs to close the file")
+      .Field("file", status.st_ino);
+  const SyncScope scope;  // keeps cancellation out
+  Error closed{EBUSY, "wait for other programs to close the file"};
+  while (closed.code == EBUSY && !deadline.Expired()) {
+    closed = runtime.link().AskLong(
+        local::RequestKind::kAwaitClose, Deadline::After(deadline.Remaining() + DaemonLink::kShortWait),
+        [&](local::Request& request) {
+          request.volume = volume.index();
+          request.file = status.st_ino;
+          request.wait_ns = static_cast<uint64_t>(deadline.Remaining().count());
+        },
+        [](DaemonLink::Answer&) { return Error::Ok(); });
+  }
+}
+
+// `busy`: a program without the library has the file open.
+void* MapOnce(Runtime& runtime, Volume& volume, void* hint, size_t length, int protection, int flags, int fd,
+              off_t offset, bool& busy) {
   const SignalGuard guard(runtime.map_lock());
   Backing backing;
+  busy = false;
   if (const Error opened = OpenBacking(runtime, volume, fd, backing); !opened.ok()) {
     if (opened.code == ENODEV) {  // no file of pmirror's after all
       return kernel::Mmap(hint, length, protection, flags, fd, offset);
     }
+    busy = opened.code == EBUSY;
     LogLine(LogLevel::kError)
         .Text("mmap refused: ")
         .Text(opened.doing)
@@ -260,6 +286,24 @@ void* MapFile(Runtime& runtime, Volume& volume, void* hint, size_t length, int p
   }
   runtime.Unpin(file.value(), /*holding_map_lock=*/true);
   return mapped != MAP_FAILED ? mapped : Fail(error);
+}
+
+}  // namespace
+
+void* MapFile(Runtime& runtime, Volume& volume, void* hint, size_t length, int protection, int flags, int fd,
+              off_t offset) {
+  if (const int refused = CheckAccess(fd, protection, flags); refused != 0) {
+    return Fail(refused);
+  }
+  const Deadline patience = Deadline::After(runtime.close_patience());
+  while (true) {
+    bool busy = false;
+    void* mapped = MapOnce(runtime, volume, hint, length, protection, flags, fd, offset, busy);
+    if (!busy || patience.Expired()) {
+      return mapped;
+    }
+    AwaitClose(runtime, volume, fd, patience);
+  }
 }
 
 void* MapOver(Runtime& runtime, void* address, size_t length, int protection, int flags, int fd,

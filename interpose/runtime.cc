@@ -42,6 +42,14 @@ constinit thread_local ThreadState g_thread_state __attribute__((tls_model("init
   ::_exit(1);
 }
 
+// What the environment says, in milliseconds; bounded by a day.
+std::chrono::milliseconds ClosePatience(const char* text) {
+  constexpr std::chrono::milliseconds kLongest = std::chrono::hours(24);
+  const unsigned long long given = text != nullptr ? std::strtoull(text, nullptr, 10) : 0;
+  return given < static_cast<unsigned long long>(kLongest.count()) ? std::chrono::milliseconds(given)
+                                                                   : kLongest;
+}
+
 }  // namespace
 
 std::atomic<Runtime*> Runtime::instance{nullptr};
@@ -52,6 +60,7 @@ void Runtime::Start() {
   auto* runtime = new (g_runtime_room) Runtime(g_maps, g_files, g_tickets);
   const bool required = ::secure_getenv(local::kRequiredEnvironment) != nullptr;
   ::unsetenv(local::kRequiredEnvironment);
+  runtime->close_patience_ = ClosePatience(::secure_getenv(local::kWaitEnvironment));
   if (!runtime->FindSocket()) {
     if (required) {
       RefuseToRun("no daemon is named by PMIRROR_SOCKET or a mount", ENOENT);

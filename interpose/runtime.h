@@ -9,6 +9,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <memory>
 
 #include "interpose/daemon_link.h"
@@ -42,6 +43,8 @@ class Runtime {
   TicketLog& tickets() { return tickets_; }
   DaemonLink& link() { return link_; }
   FutexMutex& map_lock() { return map_lock_; }
+  // How long mmap waits for programs without the library to close the file.
+  std::chrono::milliseconds close_patience() const { return close_patience_; }
   Volume& volume(uint32_t index) { return volumes_[index]; }
   uint32_t volume_count() const { return volume_count_; }
   // The volume whose mount has this device number, or null.
@@ -91,6 +94,7 @@ class Runtime {
   std::unique_ptr<StagingPool> staging_;
   std::atomic<uint32_t>* alive_ = nullptr;  // a page that fork wipes
   KernelSignalMask fork_mask_ = 0;          // of the thread that forks, guarded by map_lock_
+  std::chrono::milliseconds close_patience_{0};
   int pid_ = 0;
   char socket_path_[108] = {};
 };

@@ -4,7 +4,7 @@
 // SO_PEERCRED, rights on a file from the descriptor that the program passes.
 //
 // A process has one *main* connection, made before its first open (constructor, and again in a forked child); its end is the process's
-// end. Requests that may take long (kOpenSession, kSyncOthers, kSyncVolume) go over further connections of the same process, so that one
+// end. Requests that may take long (kOpenSession, kSyncOthers, kSyncVolume, kAwaitClose) go over further connections of the same process, so that one
 // waiting thread does not hold up the others; each connection carries one request at a time.
 //
 // Both sides refuse a record whose size or version is not theirs (they are installed together).
@@ -46,7 +46,12 @@ enum class RequestKind : uint32_t {
   kSyncVolume = 8,
   // A note for the daemon's log and counters: a sync began or stopped waiting under kSuspend, recaptures, waits.
   kReport = 9,
+  // Wait until programs without the library have closed the file, at most `wait_ns`: EBUSY when they have not. Another may open it right
+  // after: what counts is the next kOpenBacking.
+  kAwaitClose = 10,
 };
+// Milliseconds that mmap waits for programs without the library to close the file, before it fails with EBUSY. Set by `pmirror run --wait`.
+constexpr char kWaitEnvironment[] = "PMIRROR_WAIT_MS";
 // Set by `pmirror run`: the program does not start when its daemon cannot be reached. The library takes it out of the environment, so that
 // it holds for that program alone.
 constexpr char kRequiredEnvironment[] = "PMIRROR_REQUIRED";
@@ -62,7 +67,7 @@ struct Request {
   uint64_t offset = 0;   // bytes in the file
   uint64_t session = 0;  // kOpenSession
   uint64_t next_sequence = 0;
-  uint64_t wait_ns = 0;       // kOpenSession, kSyncOthers, kSyncVolume
+  uint64_t wait_ns = 0;       // kOpenSession, kSyncOthers, kSyncVolume, kAwaitClose
   uint32_t main = 0;          // kHello
   uint32_t writable = 0;      // kMapped: stores are possible (now, or after mprotect)
   uint32_t tracked = 0;       // kMapped: Tracking

@@ -70,6 +70,8 @@ void AddUp(CLI::App& sandbox, int& exit_code) {
       ->capture_default_str();
   up->add_option("--domain", options->domain, "Persistence domain of the nodes: volatile, file or pmem")
       ->capture_default_str();
+  up->add_option("--credit", options->credit,
+                 "How much a sender may have under way to a replica in one session, as in 64KiB");
   up->add_option("--backing-root", options->backing_root,
                  "Put the backing directories below this one (a tmpfs, say) instead of into DIR");
   up->add_flag("--json", *json, "Print JSON: it does so anyway");

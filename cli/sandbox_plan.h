@@ -25,6 +25,7 @@ struct SandboxOptions {
   std::string deadline = "5s";
   std::string suspend = "60s";
   std::string domain = "file";
+  std::string credit;                  // empty: the daemon's default
   std::filesystem::path backing_root;  // empty: in the nodes' directories
 };
 

@@ -91,15 +91,15 @@ def wait(condition, what, seconds=30):
 class Cluster:
     """A sandbox of `pmirror sandbox up`. Every method fails with CommandFailed when the command does."""
 
-    def __init__(self, nodes=2, volumes=1, netns=True, rpo=None, on_loss=None, arbiter=None, deadline=None,
-                 suspend=None, build=None):
+    def __init__(self, nodes=2, volumes=1, netns=True, build=None, **options):
+        """`options`: further words of `sandbox up`, as on_loss="fail" for --on-loss fail."""
         self.build = os.path.abspath(build or BUILD)
         self.scratch = tempfile.mkdtemp(prefix="pmc")  # short: the path of a UNIX socket has 107 bytes
+        os.chmod(self.scratch, 0o755)  # programs of other users reach the mount through it
         self.directory = os.path.join(self.scratch, "s")
         self._options = ["--nodes", str(nodes), "--volumes", str(volumes)] + (["--netns"] if netns else [])
-        for name, value in (("--rpo", rpo), ("--on-loss", on_loss), ("--arbiter", arbiter), ("--deadline", deadline),
-                            ("--suspend", suspend)):
-            self._options += [name, value] if value is not None else []
+        for name, value in options.items():
+            self._options += ["--" + name.replace("_", "-"), str(value)]
         self._writers = []  # and steppers
         self.volumes = {}  # name -> the state that `sandbox up` printed
         self._leftovers = Leftovers(self.directory)

@@ -84,11 +84,12 @@ class MountedVolume : public ::testing::Test {
   }
 
   std::string backing() const { return scratch_.path() + "/backing"; }
-  std::string mount() const { return scratch_.path() + "/mount"; }
+  std::string mount() const { return mount_.empty() ? scratch_.path() + "/mount" : mount_; }
   std::string At(const std::string& name) const { return mount() + "/" + name; }
   std::string Behind(const std::string& name) const { return backing() + "/" + name; }
 
   ScratchDirectory scratch_;
+  std::string mount_;  // when it is none of ours
   size_t pin_limit_ = 1 << 16;
   FakeOracle oracle_;
   RecordingReplicator replicator_;

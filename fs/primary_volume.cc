@@ -260,12 +260,17 @@ void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCount
   status.set_suspended_syncs(counters.suspended +
                              static_cast<uint64_t>(std::max<int64_t>(0, reports.suspended)));
   status.set_mapped_processes(programs.processes);
+  size_t index = 0;
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     const ReplicaLink::Status state = link->status();
     control::ReplicaStatus& replica = *status.add_replicas();
     replica.set_node(link->node());
-    replica.set_state(Name(state.state));
-    replica.set_reason(state.reason);
+    const int refusal = replicator_->refusal(index++);
+    const bool refuses = refusal != 0 && state.state == ReplicaLink::State::kInSync;
+    replica.set_state(Name(refuses ? ReplicaLink::State::kFailed : state.state));
+    replica.set_reason(refuses ? fmt::format("{} refused data: {}; cure that there, it is repeated by itself",
+                                             link->node(), std::strerror(refusal))
+                               : state.reason);
     replica.set_dirty_bytes(dirty_bytes);
     replica.set_durable_seq(counters.syncs + programs.syncs);
     replica.set_placement(Name(state.placement));
@@ -382,6 +387,9 @@ void PrimaryVolume::Report(pid_t pid, local::ReportKind kind, FileId file, uint6
                     {"file", std::to_string(Raw(file))},
                     {"value", std::to_string(value)}});
   };
+  if (kind == local::ReportKind::kFailed && value == ENOSPC) {
+    replicator_->TakeOver(file);  // nothing but another attempt finds out when there is room
+  }
   const std::lock_guard lock(reports_mutex_);
   switch (kind) {
     case local::ReportKind::kSuspended:

@@ -10,6 +10,7 @@
 // odd until the operation has arrived, so that no frame of the daemon overtakes it on its own session.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <map>
@@ -85,6 +86,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int SyncAll(ProcessSerial asking);
   // The volume keeps the extents dirty and brings them over soon.
   void Hold(const std::shared_ptr<FileState>& file, std::span<const Extent> extents);
+  // A program's sync of the file was refused: the volume takes over what programs hold dirty of it, and repeats that until it succeeds.
+  void TakeOver(FileId id);
 
   // --- verify ---
   FreezeGate& gate() { return gate_; }
@@ -94,12 +97,15 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
 
   Counters counters() const;
   uint64_t dirty_bytes() const;
+  // Why the replica last refused data, while some of that is not there yet; 0: nothing is refused.
+  int refusal(size_t replica) const { return refusals_[replica]; }
 
  private:
   void Suspended(FileId file) override;
   void Resumed(FileId file) override;
   void Failed(FileId file, int error) override;
   void Recaptured() override;
+  void Refused(size_t replica, int error) override { refusals_[replica] = error; }
   int Interrupted(bool suspended) override;
   int InterruptedByOwnSignal();
 
@@ -123,8 +129,9 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int MakeRoom();
   void DropIfGone(const NamespaceOp& op);
   int SendWritten(FileState& file, Extent extent, WaitLevel level, LocalPersist* local);
-  int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
-           Sender sender = Sender::kCaller);
+  int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local);
+  int TrySend(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
+              Sender sender);
   int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
   int Barrier();
   void Trim();
@@ -152,6 +159,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   std::atomic<uint64_t> syncs_{0};
   std::atomic<uint64_t> suspended_{0};
   std::atomic<uint64_t> recaptures_{0};
+  std::array<std::atomic<int>, kMaxReplicas> refusals_{};
   std::atomic<uint64_t> changes_{0};          // data that reached the replicas without being durable there
   std::atomic<uint64_t> durable_changes_{0};  // of them settled by a barrier
 

@@ -12,8 +12,9 @@ namespace pmirror::fs {
 namespace {
 
 constexpr Extent kWholeFile{0, INT64_MAX};
-constexpr std::chrono::milliseconds kConvergePause{
-    250};  // between attempts to bring over what a loss left dirty
+// Between attempts to bring over what a failure left dirty; it doubles while they fail.
+constexpr std::chrono::milliseconds kFirstConvergePause{250};
+constexpr std::chrono::milliseconds kLongestConvergePause{4000};
 
 // The file system's way to make the local file durable, as a capture wants it.
 class LocalSyncCall : public LocalPersist {
@@ -74,9 +75,20 @@ std::vector<std::shared_ptr<FileState>> VolumeReplicator::AllFiles() const {
   return all;
 }
 
+// What fails is tried again by itself, soon and until it succeeds: the cause may be one that no connection tells of, as a full disk.
+int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLevel level,
+                           LocalPersist* local) {
+  const int error = TrySend(file, capture, level, local, Sender::kCaller);
+  if (error != 0) {
+    Keep(file);
+    Wake();
+  }
+  return error;
+}
+
 // One capture to every member. Size operations of the file that are still on their way go first: on our session nothing may overtake them.
-int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
-                           Sender sender) {
+int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
+                              Sender sender) {
   int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2, sender);
   if (error == 0) {
     const uint64_t mark = file.durability_mark();
@@ -94,9 +106,6 @@ int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLev
         file.Durable(mark);
       }
     }
-  }
-  if (error != 0) {
-    Keep(file);
   }
   return error;
 }
@@ -183,7 +192,7 @@ int VolumeReplicator::SyncAll(ProcessSerial asking) {
   std::vector<std::pair<std::shared_ptr<FileState>, uint64_t>> marks;
   int result = 0;
   for (std::shared_ptr<FileState>& file : AllFiles()) {
-    if (file->dirty() || file->writing_mappers() != 0) {
+    if (file->DirtyIn(kWholeFile) || file->writing_mappers() != 0) {
       const int error = CaptureAndSync(*file, kWholeFile, asking, nullptr);
       result = result != 0 ? result : error;
     }
@@ -230,6 +239,22 @@ void VolumeReplicator::Hold(const std::shared_ptr<FileState>& file, std::span<co
   }
 }
 
+void VolumeReplicator::TakeOver(FileId id) {
+  const std::shared_ptr<FileState> file = Find(id);
+  if (file == nullptr || stores_ == nullptr) {
+    return;
+  }
+  ExtentSet taken;
+  {
+    const FileState::RaisedFlag flag(*file);
+    const std::lock_guard lock(file->capture_mutex());
+    stores_->Take(id, kWholeFile, ProcessSerial::kNone, taken);
+    file->Hold(taken);
+  }
+  Keep(*file);
+  Wake();
+}
+
 void VolumeReplicator::Keep(FileState& file) {
   const std::lock_guard lock(files_mutex_);
   unsettled_.emplace(file.id(), file.shared_from_this());
@@ -260,6 +285,7 @@ void VolumeReplicator::Wake() {
 
 void VolumeReplicator::Converge() {
   uint64_t seen = 0;
+  std::chrono::milliseconds pause = kFirstConvergePause;
   std::unique_lock lock(converge_mutex_);
   while (!stopping_) {
     converge_wake_.wait(lock, [&] { return stopping_ || wakes_ != seen; });
@@ -271,8 +297,9 @@ void VolumeReplicator::Converge() {
       if (settled) {
         break;
       }
-      converge_wake_.wait_for(lock, kConvergePause, [&] { return stopping_ || wakes_ != seen; });
+      const bool woken = converge_wake_.wait_for(lock, pause, [&] { return stopping_ || wakes_ != seen; });
       seen = wakes_;
+      pause = woken ? kFirstConvergePause : std::min(2 * pause, kLongestConvergePause);
     }
   }
 }
@@ -300,11 +327,13 @@ bool VolumeReplicator::ConvergeOnce() {
   }
   bool settled = true;
   for (const std::shared_ptr<FileState>& file : unsettled) {
-    FileState::Capture capture(*file, kWholeFile, {});
     const bool connected = std::all_of(sessions_.begin(), sessions_.end(),
                                        [](const DataSession* session) { return session->connected(); });
-    const int error =
-        connected ? Send(*file, capture, WaitLevel::kReceived, nullptr, Sender::kVolume) : ENOTCONN;
+    int error = ENOTCONN;
+    if (connected) {
+      FileState::Capture capture(*file, kWholeFile, {});
+      error = TrySend(*file, capture, WaitLevel::kReceived, nullptr, Sender::kVolume);
+    }
     if (error != 0) {
       settled = false;
       NoteConvergeError(*file, error);
@@ -312,9 +341,16 @@ bool VolumeReplicator::ConvergeOnce() {
     }
     converge_error_ = 0;
     const std::lock_guard lock(files_mutex_);
-    if (!file->dirty()) {
+    // Under way counts, too: a capture that fails gives its ranges back when its caller has long kept the file.
+    if (file->DirtyIn(kWholeFile)) {
+      settled = false;
+    } else {
       unsettled_.erase(file->id());
     }
+  }
+  const std::lock_guard lock(files_mutex_);
+  if (unsettled_.empty()) {
+    std::fill(refusals_.begin(), refusals_.end(), 0);
   }
   return settled;
 }

@@ -405,6 +405,9 @@ Error Sync::Conclude(Attempt& attempt, size_t replica, SendStatus status) {
       return Error::Ok();  // ours moved on meanwhile
     }
     pause_ = true;
+    if (!error.ok() && !old_epoch) {
+      observer_.Refused(replica, error.code);
+    }
     return error;
   }
   ++retries_;

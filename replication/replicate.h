@@ -63,6 +63,11 @@ class SyncObserver {
   virtual void Resumed(FileId file) = 0;    // that wait is over, whatever came of it
   virtual void Failed(FileId file, int error) = 0;
   virtual void Recaptured() = 0;
+  // A replica cannot apply what it was sent: the sync fails with this errno.
+  virtual void Refused(size_t replica, int error) {
+    (void)replica;
+    (void)error;
+  }
   // Asked several times a second while a sync waits: an errno ends it. `suspended`: the deadline has passed.
   virtual int Interrupted(bool suspended) {
     (void)suspended;

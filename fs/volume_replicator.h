@@ -119,6 +119,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
     void Resumed(FileId) override {}
     void Failed(FileId, int) override {}
     void Recaptured() override { owner_.Recaptured(); }
+    void Refused(size_t replica, int error) override { owner_.Refused(replica, error); }
     int Interrupted(bool suspended) override;
 
    private:

@@ -87,8 +87,8 @@ int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLev
 }
 
 // One capture to every member. Size operations of the file that are still on their way go first: on our session nothing may overtake them.
-int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
-                              Sender sender) {
+int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, WaitLevel level,
+                              LocalPersist* local, Sender sender) {
   int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2, sender);
   if (error == 0) {
     const uint64_t mark = file.durability_mark();

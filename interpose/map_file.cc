@@ -116,8 +116,8 @@ bool ProveMapping(const Mapping& mapping, int backing_fd, int pagemap) {
   return scanned.ok() && seen;
 }
 
-uint32_t FlagsOf(int protection, bool stores_reach_the_file) {
-  uint32_t flags = stores_reach_the_file ? kMapShared : 0;
+uint32_t FlagsOf(int protection, bool shared, bool writable_file) {
+  uint32_t flags = !shared ? 0 : writable_file ? kMapShared : kMapObserver;
   flags |= (protection & PROT_READ) != 0 ? kMapReadable : 0;
   flags |= (protection & PROT_WRITE) != 0 ? kMapWritable | kMapStored : 0;
   return flags | ((protection & PROT_EXEC) != 0 ? kMapExecutable : 0);
@@ -276,7 +276,7 @@ void* MapOnce(Runtime& runtime, Volume& volume, void* hint, size_t length, int p
                     .length = PageUp(length),
                     .offset = static_cast<uint64_t>(offset),
                     .file = file.value(),
-                    .flags = FlagsOf(protection, stores)};
+                    .flags = FlagsOf(protection, IsShared(flags), backing.writable)};
     Track(runtime, mapping, (flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE);
     if (const Error added = AddMapping(runtime, mapping); !added.ok()) {
       kernel::Munmap(mapping.address, mapping.length);

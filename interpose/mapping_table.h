@@ -28,6 +28,7 @@ constexpr uint32_t kMapWritable = 4;     // PROT_WRITE now
 constexpr uint32_t kMapStored = 8;       // PROT_WRITE at some time: there may be stores
 constexpr uint32_t kMapDontFork = 16;    // MADV_DONTFORK: a child does not have it
 constexpr uint32_t kMapExecutable = 32;  // PROT_EXEC now
+constexpr uint32_t kMapObserver = 64;    // MAP_SHARED of a read-only descriptor: others' stores show in it
 
 struct Mapping {
   uintptr_t address = 0;

@@ -96,6 +96,18 @@ Error SyncOne(Runtime& runtime, const SyncScope& scope, const Mapping& mapping, 
   return SyncRange(runtime.tickets(), request, file, room.room());
 }
 
+// A mapping that is only read: what others store to the file, this process through another mapping included.
+Error SyncObserved(Runtime& runtime, const SyncScope& scope, const Mapping& mapping, Extent range,
+                   LocalPersist* local) {
+  if (runtime.files().at(mapping.file).store_maps.load(std::memory_order_acquire) != 0) {
+    PMIRROR_RETURN_IF_ERROR(SyncOne(runtime, scope, mapping, range, local));
+  }
+  MappedFile file(runtime, mapping.file, mapping);
+  PMIRROR_RETURN_IF_ERROR(file.SyncOthers(range));
+  runtime.tickets().CountSync(file.volume().index());
+  return Error::Ok();
+}
+
 }  // namespace
 
 SyncScope::SyncScope() : saved_errno_(errno) {
@@ -133,12 +145,14 @@ int SyncMemory(Runtime& runtime, uintptr_t address, size_t length, int flags) {
     const SyncScope scope;
     Mapping mapping;
     for (uintptr_t at = address; runtime.maps().FirstOverlap(at, past, mapping); at = mapping.end()) {
-      if ((mapping.flags & kMapShared) == 0 || !runtime.files().Pin(mapping.file)) {
+      if ((mapping.flags & (kMapShared | kMapObserver)) == 0 || !runtime.files().Pin(mapping.file)) {
         continue;
       }
       const Mapping part = mapping.Clip(address, past);
       PersistMemory local(part.address, part.length, flags);
-      const Error synced = SyncOne(runtime, scope, part, part.extent(), &local);
+      const bool observed = (part.flags & kMapObserver) != 0;
+      const Error synced = observed ? SyncObserved(runtime, scope, part, part.extent(), &local)
+                                    : SyncOne(runtime, scope, part, part.extent(), &local);
       runtime.Unpin(mapping.file, /*holding_map_lock=*/false);
       result = result.ok() ? synced : result;
     }

@@ -216,6 +216,22 @@ int FileSystem::Sync(FileHandle& file, bool data_only) {
   return backing.file == nullptr ? sync() : replicator_.Sync(*backing.file, data_only, sync);
 }
 
+int FileSystem::SyncCachedStores() {
+  if (kernel_cache_ == nullptr) {
+    return 0;
+  }
+  ++own_opens_;
+  int error = 0;
+  for (const FileId id : inodes_.Select([](const Inode& inode) { return inode.MayHaveCachedStores(); })) {
+    error = kernel_cache_->WriteBack(id);
+    if (error != 0) {
+      break;
+    }
+  }
+  --own_opens_;
+  return error;
+}
+
 int FileSystem::SyncVolume() {
   return replicator_.SyncVolume([this] { return ::syncfs(root_.fd()) == 0 ? 0 : errno; });
 }

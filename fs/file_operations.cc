@@ -13,6 +13,9 @@ bool WantsToWrite(int flags) { return (flags & O_ACCMODE) != O_RDONLY || (flags 
 }  // namespace
 
 bool FileSystem::OpenedByAnnounced(const Caller& caller) const {
+  if (own_opens_ != 0 && ProcessOf(caller.pid) == ::getpid()) {
+    return true;  // it only syncs
+  }
   if (caller.pid == 0 || !oracle_.AnyAnnounced()) {
     return false;
   }
@@ -67,7 +70,8 @@ Result<std::unique_ptr<FileHandle>> FileSystem::OpenInode(std::shared_ptr<Inode>
     }
   }
   file->announced = OpenedByAnnounced(caller);
-  file->mode = file->announced ? InodeMode{}.OpenAnnounced() : file->inode->OpenPlain(caller.pid);
+  file->mode =
+      file->announced ? InodeMode{}.OpenAnnounced() : file->inode->OpenPlain(caller.pid, WantsToWrite(flags));
   return file;
 }
 

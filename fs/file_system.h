@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <span>
@@ -145,6 +146,9 @@ class FileSystem {
   Result<size_t> CopyRange(FileHandle& from, uint64_t from_offset, FileHandle& to, uint64_t to_offset,
                            size_t length, const Caller& caller);
   int SyncVolume();
+  // What plain programs have stored to mappings is durable here and on the replicas. The kernel's own sync(2) does not wait
+  // for that. Not from a session thread.
+  int SyncCachedStores();
 
   // --- directories (directory_operations.cc) ---
   Result<std::unique_ptr<DirectoryHandle>> OpenDirectory(FileId id);
@@ -262,6 +266,7 @@ class FileSystem {
   const OpenOracle& oracle_;
   KernelCache* kernel_cache_ = nullptr;
   InodeTable inodes_;
+  std::atomic<int> own_opens_{0};  // the daemon opens files of the mount itself now
 };
 
 }  // namespace pmirror::fs

@@ -210,6 +210,39 @@ void FuseSession::DropData(FileId id, Extent extent) {
   --blocked_;
 }
 
+// The handle is the one that the kernel's FUSE would make (fs/fuse/inode.c, fuse_encode_fh); without export
+// support, which we do not announce, it finds what is in the kernel's memory and asks nobody.
+int FuseSession::WriteBack(FileId id) {
+  constexpr int kIno64Gen = 0x81;
+  struct {
+    file_handle head;
+    uint32_t words[3];
+  } handle{};
+  handle.head.handle_bytes = sizeof(handle.words);
+  handle.head.handle_type = kIno64Gen;
+  handle.words[0] = static_cast<uint32_t>(Raw(id) >> 32);
+  handle.words[1] = static_cast<uint32_t>(Raw(id));
+  {
+    std::lock_guard lock(mutex_);
+    ++blocked_;
+  }
+  StartThreadIfNoneIdle();
+  int error = 0;
+  {
+    const UniqueFd mount(::open(options_.mount_point.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    const UniqueFd file(mount.valid() ? ::open_by_handle_at(mount.get(), &handle.head, O_RDONLY | O_CLOEXEC)
+                                      : -1);
+    if (!file.valid()) {
+      error = errno == ESTALE ? 0 : errno;
+    } else if (::fsync(file.get()) != 0) {
+      error = errno;
+    }
+  }
+  std::lock_guard lock(mutex_);
+  --blocked_;
+  return error;
+}
+
 void FuseSession::DropAttributes(FileId id) {
   // A negative offset: attributes only.
   fuse_lowlevel_notify_inval_inode(session_, Raw(id), -1, 0);

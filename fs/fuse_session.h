@@ -2,7 +2,7 @@
 // One mount of a volume: the FUSE connection and the threads that serve it.
 //
 // The threads are started as they are needed, up to a bound, and live until the end of the session. One more
-// than the bound is allowed for each that waits for the kernel in DropData, because the kernel may need a
+// than the bound is allowed for each that waits for the kernel in DropData or WriteBack, because the kernel may need a
 // thread before it lets go.
 #pragma once
 
@@ -49,6 +49,7 @@ class FuseSession : public KernelCache {
   bool WaitEnded(Deadline deadline);
 
   void DropData(FileId id, Extent extent) override;
+  int WriteBack(FileId id) override;
   void DropAttributes(FileId id) override;
   void DropEntrySoon(FileId parent, const char* name) override;
 
@@ -73,7 +74,7 @@ class FuseSession : public KernelCache {
   std::condition_variable changed_;  // with mutex_: entries_, ended_
   std::list<std::thread> threads_;   // guarded by mutex_
   unsigned idle_ = 0;                // guarded by mutex_: threads that wait for a request
-  unsigned blocked_ = 0;             // guarded by mutex_: threads in DropData
+  unsigned blocked_ = 0;             // guarded by mutex_: threads in DropData or WriteBack
   bool ended_ = false;               // guarded by mutex_: the connection is gone
   bool stopping_ = false;            // guarded by mutex_
 

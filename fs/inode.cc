@@ -117,14 +117,17 @@ bool Inode::RetireOrphan() {
   return true;
 }
 
-InodeMode::Opened Inode::OpenPlain(pid_t pid) {
+InodeMode::Opened Inode::OpenPlain(pid_t pid, bool for_writing) {
   std::lock_guard lock(mutex_);
-  return mode_.OpenPlain(pid);
+  const InodeMode::Opened opened = mode_.OpenPlain(pid);
+  cached_writer_ = cached_writer_ || (for_writing && !opened.direct_io);
+  return opened;
 }
 
 void Inode::ClosePlain(pid_t pid) {
   std::lock_guard lock(mutex_);
   mode_.ClosePlain(pid);
+  cached_writer_ = cached_writer_ && mode_.cached();  // with the last handle the kernel has written all back
   plain_closed_.notify_all();
 }
 
@@ -147,6 +150,11 @@ void Inode::DropDirect() {
 bool Inode::ChangedBesideCache() {
   std::lock_guard lock(mutex_);
   return mode_.ChangedBesideCache();
+}
+
+bool Inode::MayHaveCachedStores() const {
+  std::lock_guard lock(mutex_);
+  return cached_writer_;
 }
 
 bool Inode::direct() const {

@@ -81,7 +81,7 @@ class Inode {
   bool RetireOrphan();
 
   // --- modes (inode_mode.h) ---
-  InodeMode::Opened OpenPlain(pid_t pid);
+  InodeMode::Opened OpenPlain(pid_t pid, bool for_writing);
   void ClosePlain(pid_t pid);
   // Waits for plain handles to be closed until the deadline: the kernel tells of a close only after the
   // program has gone on.
@@ -91,6 +91,8 @@ class Inode {
   bool AwaitPlainClosed(Deadline deadline);
   bool ChangedBesideCache();
   bool direct() const;
+  // Programs may have stored to pages that the kernel caches.
+  bool MayHaveCachedStores() const;
 
   // Serialises appends, which ask for the size and then write there.
   std::mutex& append_mutex() { return append_mutex_; }
@@ -112,9 +114,10 @@ class Inode {
   mutable std::mutex mutex_;
   std::condition_variable plain_closed_;  // with mutex_
   InodeMode mode_;                        // guarded by mutex_
-  Life life_;                             // guarded by mutex_
-  uint32_t opens_ = 0;                    // guarded by mutex_
-  std::weak_ptr<OpenBacking> backing_;    // guarded by opening_
+  bool cached_writer_ = false;  // guarded by mutex_: one of the plain handles was, perhaps, for writing
+  Life life_;                   // guarded by mutex_
+  uint32_t opens_ = 0;          // guarded by mutex_
+  std::weak_ptr<OpenBacking> backing_;  // guarded by opening_
 
   std::mutex append_mutex_;
   std::atomic<bool> may_have_privileges_{true};

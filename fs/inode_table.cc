@@ -2,8 +2,6 @@
 // Lookup counts and lifetime of inodes. See inode_table.h.
 #include "fs/inode_table.h"
 
-#include <vector>
-
 namespace pmirror::fs {
 
 InodeTable::~InodeTable() { ForgetAll(); }
@@ -84,6 +82,19 @@ void InodeTable::ForgetAll() {
       slot.held_for_kernel.reset();
     }
   }
+}
+
+std::vector<FileId> InodeTable::Select(absl::FunctionRef<bool(const Inode&)> wanted) const {
+  std::vector<FileId> ids;
+  for (const Shard& shard : shards_) {
+    std::lock_guard lock(shard.mutex);
+    for (const auto& [id, slot] : shard.slots) {
+      if (slot.held_for_kernel != nullptr && wanted(*slot.held_for_kernel)) {
+        ids.push_back(id);
+      }
+    }
+  }
+  return ids;
 }
 
 size_t InodeTable::size() const {

@@ -12,7 +12,9 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "fs/inode.h"
 
 namespace pmirror::fs {
@@ -39,6 +41,8 @@ class InodeTable {
   void ForgetAll();
 
   size_t size() const;
+  // Those known to the kernel for which `wanted` says true. It is called with a lock held.
+  std::vector<FileId> Select(absl::FunctionRef<bool(const Inode&)> wanted) const;
 
  private:
   struct Slot {

@@ -17,6 +17,11 @@ class KernelCache {
   // once (it is bounded by the number of threads).
   virtual void DropData(FileId id, Extent extent) = 0;
 
+  // Writes back the pages of the file that programs have stored to, waits until all writes of it that are on
+  // their way have been answered, and syncs it, by a handle of the daemon's own. Under the conditions of
+  // DropData. 0, also when the kernel does not know the file; or an errno, of the sync too.
+  virtual int WriteBack(FileId id) = 0;
+
   // Drops the file's cached attributes. Does not block.
   virtual void DropAttributes(FileId id) = 0;
 

@@ -377,7 +377,10 @@ int PrimaryVolume::SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Exten
   return replicator_->SyncOthers(static_cast<FileState&>(*file), range, asking);
 }
 
-int PrimaryVolume::SyncAll(ProcessSerial asking, Deadline) { return replicator_->SyncAll(asking); }
+int PrimaryVolume::SyncAll(ProcessSerial asking, Deadline) {
+  const int error = file_system_->SyncCachedStores();
+  return error != 0 ? error : replicator_->SyncAll(asking);
+}
 
 void PrimaryVolume::Report(pid_t pid, local::ReportKind kind, FileId file, uint64_t value) {
   const auto say = [&](Severity severity, const char* event) {

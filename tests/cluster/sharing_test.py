@@ -2,6 +2,7 @@
 """Several programs on one file, under the preload library and without it, and what happens to a file while it is mapped (P1, traps 1 to 8)."""
 
 import os
+import random
 import shutil
 import tempfile
 
@@ -100,6 +101,34 @@ class Processes(SharingTest):
             a.do(f"m.store({n * PAGE}, {text!r}); m.unmap()")
             b.do("m.fsync()" if n % 2 else f"m.msync({n * PAGE}, PAGE)")
             self.assert_on_replica(n * PAGE, text)
+        self.assert_equal()
+
+    def test_Trap4_a_sync_of_a_mapping_that_is_only_read_covers_the_stores_of_others(self):
+        path = self.make()
+        a, b, c = self.mapper(path), self.agent(), self.agent()
+        b.do(f"m = Map({path!r}, access=os.O_RDONLY, protection=PROT_READ)")
+        c.do(f"m = Map({path!r}, protection=PROT_READ)")
+        for n, reader in enumerate((b, c)):
+            text = b"read by %d" % n
+            a.do(f"m.store({n * PAGE}, {text!r})")
+            self.assertEqual(reader.do(f"m.load({n * PAGE}, {len(text)})"), text.decode())
+            reader.do("m.msync()")
+            self.assert_on_replica(n * PAGE, text)
+        self.assert_equal()
+
+    def test_Trap4_sync_and_syncfs_cover_the_stores_of_plain_programs_to_other_files(self):
+        path, other = self.make(), self.make("other")
+        a, plain = self.mapper(path), self.plain()
+        plain.do(f"m = Map({other!r})")
+        for n in range(20):
+            plain.do(f"for page in range({PAGES}): m.store(page * PAGE, b'plain {n}')")
+            a.do(f"m.store(0, b'mine {n}')")
+            if n % 3 == 0:
+                os.sync()  # now the kernel has pages on their way that are not dirty any more
+            a.do("call('syncfs', m.fd)" if n % 2 else "call('sync')")
+            for page in range(PAGES):
+                self.assert_on_replica(page * PAGE, b"plain %d" % n, "other")
+            self.assert_on_replica(0, b"mine %d" % n)
         self.assert_equal()
 
     def test_Trap7_what_a_killed_program_had_stored_and_not_synced_reaches_the_replica_without_anybody_asking(self):
@@ -280,6 +309,46 @@ class WhileMapped(SharingTest):
         os.unlink(other)
         a.do("m.msync(); m.unmap(); os.close(m.fd)")
         self.assertFalse(os.path.exists(self.sandbox.backing(self.sandbox.replica, "renamed")))
+        self.assert_equal()
+
+    def test_Trap8_a_mapping_becomes_writable(self):
+        path = self.make()
+        a = self.agent()
+        a.do(f"m = Map({path!r}, protection=PROT_READ); m.protect(PROT_READ | PROT_WRITE)")
+        a.do("m.store(PAGE, b'allowed now'); m.msync()")
+        self.assert_on_replica(PAGE, b"allowed now")
+        a.do("m.store(2 * PAGE, b'the last'); m.protect(PROT_READ); m.msync()")
+        self.assert_on_replica(2 * PAGE, b"the last")
+        self.assert_equal()
+
+    def test_Trap8_sizes_and_holes_change_all_the_time_while_threads_sync(self):
+        path = self.make(size=32 * PAGE)
+        replica = self.sandbox.backing(self.sandbox.replica, "f")
+        a, b, plain = self.agent(), self.agent(), self.plain()
+        work = """
+def work(i):
+    for n in range(1, 120):
+        at, data = (n % 8) * PAGE + (i + 4 * base) * 16, (n * 8 + i).to_bytes(8, "little")
+        m.store(at, data)
+        m.fsync() if n % 2 else m.msync((n % 8) * PAGE, 4 * PAGE)
+        if os.pread(replica, 8, at) != data: raise OSError(errno.EILSEQ, f"thread {i} step {n}")
+"""
+        for base, agent in enumerate((a, b)):
+            agent.do(f"m, replica, base = Map({path!r}), os.open({replica!r}, os.O_RDONLY), {base}")
+            agent.do(work)
+            agent.begin("in_threads(4, work)")
+        seed = random.randrange(1 << 30)
+        plain.do(f"import random; pick = random.Random({seed}); fd = os.open({path!r}, os.O_RDWR)")
+        plain.do("""
+for _ in range(150):
+    kind, page = pick.randrange(4), 8 + pick.randrange(24)
+    if kind == 0: os.ftruncate(fd, page * PAGE + pick.randrange(PAGE))
+    elif kind == 1: call("fallocate", fd, 3, page * PAGE + 100, 3 * PAGE)
+    elif kind == 2: call("fallocate", fd, 0, page * PAGE, 2 * PAGE)
+    else: os.pwrite(fd, pick.randbytes(3000), page * PAGE + pick.randrange(PAGE))
+""")
+        for agent in (a, b):
+            agent.end()
         self.assert_equal()
 
     def test_Trap8_the_mapping_is_moved_and_grown(self):

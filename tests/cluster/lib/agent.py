@@ -20,7 +20,7 @@ MADV_DONTNEED, MADV_REMOVE = 4, 9
 libc = ctypes.CDLL(None, use_errno=True)
 for name in ("mmap", "mremap"):
     getattr(libc, name).restype = ctypes.c_void_p
-for name, types in (("mmap", "PNIIIL"), ("msync", "PNI"), ("munmap", "PN"), ("madvise", "PNI"), ("mremap", "PNNI"), ("fallocate", "IILL"),
+for name, types in (("mmap", "PNIIIL"), ("msync", "PNI"), ("munmap", "PN"), ("madvise", "PNI"), ("mprotect", "PNI"), ("mremap", "PNNI"), ("fallocate", "IILL"),
                     ("syncfs", "I"), ("sync", "")):
     getattr(libc, name).argtypes = [{"P": ctypes.c_void_p, "N": ctypes.c_size_t, "I": ctypes.c_int, "L": ctypes.c_long}[t] for t in types]
 
@@ -34,14 +34,12 @@ def call(function, *arguments):
 
 
 class Map:
-    """A shared mapping of a file that may be stored to."""
+    """A shared mapping of a file."""
 
-    def __init__(self, path, length=0, keep=True):
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    def __init__(self, path, length=0, access=os.O_RDWR, protection=PROT_READ | PROT_WRITE):
+        self.fd = os.open(path, access)
         self.length = length or os.fstat(self.fd).st_size
-        self.address = call("mmap", None, self.length, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0)
-        if not keep:
-            os.close(self.fd)
+        self.address = call("mmap", None, self.length, protection, MAP_SHARED, self.fd, 0)
 
     def store(self, offset, data):
         ctypes.memmove(self.address + offset, data, len(data))
@@ -61,6 +59,9 @@ class Map:
     def remap(self, length):
         self.address = call("mremap", self.address, self.length, length, MREMAP_MAYMOVE)
         self.length = length
+
+    def protect(self, protection):
+        call("mprotect", self.address, self.length, protection)
 
     def advise(self, offset, length, advice):
         call("madvise", self.address + offset, length, advice)

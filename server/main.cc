@@ -97,7 +97,6 @@ class Daemon {
 
  private:
   struct Replica {
-    std::chrono::nanoseconds deadline;
     std::unique_ptr<ReplicaVolume> volume;
     std::unique_ptr<ReplicaVolumeView> view;
   };
@@ -168,6 +167,7 @@ absl::Status Daemon::OpenReplicas() {
     options.backing = volume.backing.string();
     options.state_directory = config_.state_dir.string();
     options.domain = volume.domain;
+    options.deadline = volume.deadline;
     options.sessions.credit_window = volume.credit;
     absl::StatusOr<std::unique_ptr<ReplicaVolume>> opened = ReplicaVolume::Open(std::move(options));
     if (!opened.ok()) {
@@ -175,7 +175,7 @@ absl::Status Daemon::OpenReplicas() {
                           fmt::format("volume {}: {}", volume.name, Text(opened.status())));
     }
     volumes.push_back(opened->get());
-    replicas_.push_back({volume.deadline, *std::move(opened), nullptr});
+    replicas_.push_back({*std::move(opened), nullptr});
   }
   DataListener::Options options;
   options.addresses = config_.data;
@@ -186,8 +186,7 @@ absl::Status Daemon::OpenReplicas() {
   }
   listener_ = *std::move(listener);
   for (Replica& replica : replicas_) {
-    replica.view =
-        std::make_unique<ReplicaVolumeView>(config_.name, replica.deadline, *replica.volume, *listener_);
+    replica.view = std::make_unique<ReplicaVolumeView>(config_.name, *replica.volume, *listener_);
   }
   return absl::OkStatus();
 }

@@ -39,7 +39,14 @@ void ReplicaSession::Run() {
       "event=session_connected volume={} session={} node={} process=\"{}\" peer={} received={} durable={}",
       volume_->options().name, Raw(session_->identity.id), session_->identity.node,
       session_->identity.process, peer_, session_->receiver.received(), session_->receiver.durable());
+  const bool daemon = session_->identity.kind == SessionKind::kDaemon;
+  if (daemon) {
+    volume_->DaemonCame();
+  }
   Serve();
+  if (daemon) {
+    volume_->DaemonWent();  // before the session is let go, so that its next connection has the last word
+  }
   spdlog::info(
       "event=session_disconnected volume={} session={} node={} peer={} received={} durable={} reason=\"{}\"",
       volume_->options().name, Raw(session_->identity.id), session_->identity.node, peer_,
@@ -155,6 +162,10 @@ void ReplicaSession::Serve() {
     Progress progress = Progress::kContinue;
     const FrameReader::Result result = reader_.Next(frame, fault);
     if (session_->interrupted()) {
+      return;
+    }
+    if (session_->identity.kind == SessionKind::kProcess && volume_->DaemonIsGone()) {
+      end_ = "the primary's daemon is gone";
       return;
     }
     switch (result) {

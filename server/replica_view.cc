@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <utility>
 
 namespace pmirror::server {
@@ -89,7 +90,7 @@ void ReplicaVolumeView::FillStatus(control::VolumeStatus& status) {
   } else if (primary == state.sessions.end()) {
     own.set_state("disconnected");
     own.set_reason("the primary is not connected");
-  } else if (primary->silence > deadline_) {
+  } else if (primary->silence > volume_.options().deadline) {
     using std::chrono::milliseconds;
     own.set_state("disconnected");
     own.set_reason(fmt::format("no word from {} for {} ms", primary->identity.node,

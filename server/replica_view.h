@@ -2,7 +2,6 @@
 // A ReplicaVolume and the listener of its data sessions, as the control service sees them.
 #pragma once
 
-#include <chrono>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,10 +16,9 @@ namespace pmirror::server {
 
 class ReplicaVolumeView : public ReplicaView {
  public:
-  // Both must outlive the view. `node`: this one. `deadline`: of the volume; a primary that is silent for longer counts as gone.
-  ReplicaVolumeView(std::string node, std::chrono::nanoseconds deadline, ReplicaVolume& volume,
-                    DataListener& listener)
-      : node_(std::move(node)), deadline_(deadline), volume_(volume), listener_(listener) {}
+  // Both must outlive the view. `node`: this one.
+  ReplicaVolumeView(std::string node, ReplicaVolume& volume, DataListener& listener)
+      : node_(std::move(node)), volume_(volume), listener_(listener) {}
 
   control::ReplicaState CopyState() override;
   absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request) override;
@@ -32,7 +30,6 @@ class ReplicaVolumeView : public ReplicaView {
 
  private:
   const std::string node_;
-  const std::chrono::nanoseconds deadline_;
   ReplicaVolume& volume_;
   DataListener& listener_;
   std::mutex tree_mutex_;

@@ -52,6 +52,7 @@ class ReplicaVolume {
     std::string backing;          // directory
     std::string state_directory;  // holds "<name>.copy"
     Domain domain = Domain::kFile;
+    std::chrono::nanoseconds deadline = std::chrono::seconds(5);  // a shorter absence of the primary is none
     SessionTable::Limits sessions;
     // How long a frame waits for the size operation it was captured after, and a caller for connections to
     // end.
@@ -133,6 +134,16 @@ class ReplicaVolume {
   Epoch newest_epoch() const { return Epoch{epoch_.load(std::memory_order_acquire)}; }
   uint64_t applied_operation() const { return applied_.load(std::memory_order_acquire); }
 
+  // The primary's daemon has a connection from one call to the other.
+  void DaemonCame() { daemon_gone_since_.store(0, std::memory_order_release); }
+  void DaemonWent() { daemon_gone_since_.store(Deadline::Now().count(), std::memory_order_release); }
+  // It has had none for longer than the deadline. Its programs are not served then: nobody on their node sees what they store, or ends them
+  // when the volume is mounted anew.
+  bool DaemonIsGone() const {
+    const auto since = daemon_gone_since_.load(std::memory_order_acquire);
+    return since != 0 && Deadline::Now() - Deadline::Duration(since) > options_.deadline;
+  }
+
   // One frame that the session's receiver admitted.
   Outcome Apply(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                 std::span<const std::byte> payload);
@@ -177,6 +188,7 @@ class ReplicaVolume {
   std::unique_ptr<NamespaceApplier> tree_;  // guarded by namespace_mutex_
   SessionTable sessions_;
   AtomicCounters counters_;
+  std::atomic<Deadline::Duration::rep> daemon_gone_since_ = Deadline::Now().count();  // 0: it is there
   bool restarted_in_use_ = false;  // guarded by control_mutex_
 
   mutable std::mutex control_mutex_;

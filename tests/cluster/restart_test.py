@@ -147,6 +147,7 @@ class Primary(RestartTest):
     def test_P3_programs_fail_in_time_when_the_daemon_is_killed_and_nothing_acknowledged_is_lost(self):
         cluster = self.cluster(on_loss="fail", deadline=f"{int(DEADLINE * 1000)}ms")
         load = self.load(cluster)
+        load["alone"] = ("mmap_writer", cluster.writer("mmap_writer", "alone"))  # needs nothing of the daemon once it is connected
         stepper = cluster.stepper("steps", mapped=True)
         for _, writer in load.values():
             writer.wait_for(30)

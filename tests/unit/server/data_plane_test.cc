@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include <chrono>
 #include <cstring>
 #include <random>
 #include <thread>
@@ -243,6 +244,23 @@ TEST_F(DataPlaneTest, Trap11AFrameWithAnOldEpochInItsHeaderIsRefusedAndEndsTheCo
   EXPECT_TRUE(process.AwaitCut());
   EXPECT_EQ(process.RefusalOf(1), RefusalCode::kOldEpoch);
   EXPECT_EQ(Content(), "");
+}
+
+TEST_F(DataPlaneTest, P3AProgramIsNotServedBeyondTheDeadlineWithoutItsDaemon) {
+  daemon_.reset();
+  bed_.Stop();
+  bed_.options().deadline = std::chrono::nanoseconds(1);
+  Start();
+  ReplicaClient process = Process();
+  EXPECT_TRUE(process.AwaitReceived(process.Data(kFile, 1, 0, "before", kFlagAckWanted)));
+  daemon_->Close();
+  const Deadline deadline = Deadline::After(std::chrono::seconds(20));
+  while (!bed_.volume().DaemonIsGone() && !deadline.Expired()) {
+    std::this_thread::yield();
+  }
+  process.Data(kFile, 2, 0, "behind", kFlagAckWanted);
+  EXPECT_TRUE(process.AwaitCut());
+  EXPECT_EQ(Content(), "before");
 }
 
 TEST_F(DataPlaneTest, Trap11AnotherSessionsNumberInAFrameIsCut) {

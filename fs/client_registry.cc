@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -127,14 +128,7 @@ void ClientRegistry::Admit(UniqueFd socket) {
   ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
   std::lock_guard lock(mutex_);
   if (connections_.size() >= max_connections_) {
-    local::Reply reply;
-    Refuse(reply, EAGAIN, "too many programs are connected to this daemon: end some, then try again");
-    SendReply(socket.get(), reply, {});
-    // The program sends its request before it reads this: closed now, it would only learn that nobody is there.
-    refused_.push_back(std::move(socket));
-    if (refused_.size() > kMaxRefused) {
-      refused_.pop_front();
-    }
+    RefuseConnection(std::move(socket));
     return;
   }
   Connection& connection = connections_.emplace_back();
@@ -145,7 +139,24 @@ void ClientRegistry::Admit(UniqueFd socket) {
     connection.pid = peer.pid;
     connection.uid = peer.uid;
   }
-  connection.thread = std::thread([this, &connection] { Serve(connection); });
+  try {
+    connection.thread = std::thread([this, &connection] { Serve(connection); });
+  } catch (const std::system_error&) {  // the system's limit of threads is below ours
+    socket = std::move(connection.socket);
+    connections_.pop_back();
+    RefuseConnection(std::move(socket));
+  }
+}
+
+void ClientRegistry::RefuseConnection(UniqueFd socket) {
+  local::Reply reply;
+  Refuse(reply, EAGAIN, "too many programs are connected to this daemon: end some, then try again");
+  SendReply(socket.get(), reply, {});
+  // The program sends its request before it reads this: closed now, it would only learn that nobody is there.
+  refused_.push_back(std::move(socket));
+  if (refused_.size() > kMaxRefused) {
+    refused_.pop_front();
+  }
 }
 
 void ClientRegistry::Reap() {

@@ -75,6 +75,7 @@ class ClientRegistry : public OpenOracle {
 
   void Accept();
   void Admit(UniqueFd socket);
+  void RefuseConnection(UniqueFd socket);
   void Reap();
   void Serve(Connection& connection);
   // False when the connection has to end.

@@ -153,6 +153,11 @@ bool ClientRequests::End(const Process& process) {
     mappings = files->mappings.Within(0, UINTPTR_MAX);
     writable = files->Writable();
   }
+  if (std::any_of(mappings.begin(), mappings.end(),
+                  [](const ClientMapping& part) { return part.writable; })) {
+    events_.Report(Severity::kInfo, "a program ended without unmapping: all it mapped is captured again",
+                   {{"process", process->name()}, {"mappings", std::to_string(mappings.size())}});
+  }
   HoldWritable(mappings);
   for (const auto& [key, file] : writable) {
     HoldTickets(*process, key, *file);

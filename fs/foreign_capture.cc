@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "fs/ticket_reader.h"
@@ -15,6 +16,8 @@ namespace pmirror::fs {
 namespace {
 
 constexpr int kTriesOfAny = 3;
+// A range of at least this many bytes that was never protected may be mostly hole: the file has grown.
+constexpr uint64_t kLookForHoles = 64 << 10;
 
 constexpr uint64_t PageDown(uint64_t value) { return value & ~uint64_t{kPageSize - 1}; }
 constexpr uint64_t PageUp(uint64_t value) { return PageDown(value + kPageSize - 1); }
@@ -25,6 +28,7 @@ struct Pages {
   uintptr_t past = 0;
   uint64_t offset = 0;  // in the file, of `start`
   Tracking tracking = Tracking::kNone;
+  int backing_fd = -1;
 
   bool empty() const { return start >= past; }
   // The part of the file that lies at [from, to).
@@ -55,7 +59,8 @@ std::vector<Pages> StoredPages(const ClientFiles& files, const FileKey& key, Ext
       all.push_back({.start = mapping.address + (first - mapping.offset),
                      .past = mapping.address + (past - mapping.offset),
                      .offset = first,
-                     .tracking = mapping.tracking});
+                     .tracking = mapping.tracking,
+                     .backing_fd = mapping.file == nullptr ? -1 : mapping.file->descriptor.get()});
     }
   }
   return all;
@@ -67,24 +72,48 @@ Extent Clip(Extent extent, Extent range) {
   return start < past ? Extent{start, past - start} : Extent{};
 }
 
-// False when the address space behind the descriptor is gone: a scan of it reports nothing whatever was stored. Asked after the scan: what lives now
-// lived then.
+// False when the address space behind the descriptor is gone: a scan of it has nothing to report whatever was stored. (Kernel 6.18
+// answers such a scan with ESRCH, but nothing says that every kernel does.) Asked after the scan: what lives now lived then.
 bool Lives(int pagemap, uintptr_t address) {
   uint64_t entry = 0;
   return ::pread(pagemap, &entry, sizeof(entry), static_cast<off_t>(address / kPageSize * sizeof(entry))) ==
          static_cast<ssize_t>(sizeof(entry));
 }
 
+// Adds what has data in the file: who stores to a hole fills it. Asked after the scan.
+void AddData(Extent extent, int backing_fd, ExtentSet& dirty) {
+  if (extent.length < kLookForHoles) {
+    dirty.Add(extent);
+    return;
+  }
+  for (uint64_t at = extent.offset; at < extent.end();) {
+    const off_t data = ::lseek(backing_fd, static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0) {
+      if (errno != ENXIO) {  // ENXIO: nothing but hole up to the end of the file
+        dirty.Add({at, extent.end() - at});
+      }
+      return;
+    }
+    const off_t hole = ::lseek(backing_fd, data, SEEK_HOLE);
+    const uint64_t end = hole < 0 ? extent.end() : std::min(static_cast<uint64_t>(hole), extent.end());
+    if (static_cast<uint64_t>(data) < end) {
+      dirty.Add({static_cast<uint64_t>(data), end - static_cast<uint64_t>(data)});
+    }
+    at = std::max(end, static_cast<uint64_t>(data) + 1);
+  }
+}
+
 void TakePages(const ClientProcess& process, const std::vector<Pages>& all, Extent range, ExtentSet& dirty) {
   for (const Pages& pages : all) {
     Error scanned{ENOTSUP, "scan"};
     if (pages.tracking != Tracking::kNone && process.pagemap() >= 0) {
-      scanned =
-          ScanAndProtect(process.pagemap(), pages.tracking, pages.start, pages.past,
-                         [&](uintptr_t from, uintptr_t to) { dirty.Add(Clip(pages.At(from, to), range)); });
+      scanned = ScanAndProtect(process.pagemap(), pages.tracking, pages.start, pages.past,
+                               [&](uintptr_t from, uintptr_t to) {
+                                 AddData(Clip(pages.At(from, to), range), pages.backing_fd, dirty);
+                               });
     }
     if (!scanned.ok() || !Lives(process.pagemap(), pages.start)) {
-      dirty.Add(Clip(pages.extent(), range));
+      AddData(Clip(pages.extent(), range), pages.backing_fd, dirty);
     }
   }
 }
@@ -108,7 +137,7 @@ bool MayWrite(const ClientFiles& files, const FileKey& key) {
 void AddMapped(const ClientProcess& process, const FileKey& key, Extent range, ExtentSet& dirty) {
   const ClientProcess::View files = process.Look();
   for (const Pages& pages : StoredPages(*files, key, range)) {
-    dirty.Add(Clip(pages.extent(), range));
+    AddData(Clip(pages.extent(), range), pages.backing_fd, dirty);
   }
 }
 

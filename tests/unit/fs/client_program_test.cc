@@ -177,7 +177,7 @@ TEST_F(ClientProgramTest, Trap7AConnectionThatOutlivesItsProgramDoesNotHideItsEn
   ::close(pipe_ends[1]);
 }
 
-// A dead program's page table says nothing, and scanning it is no error.
+// A dead program's page table says nothing.
 TEST_F(ClientProgramTest, Trap7AKilledProgramCountsAsAllDirtyBeforeItsEndIsNoticed) {
   const pid_t child = ::fork();
   if (child == 0) {

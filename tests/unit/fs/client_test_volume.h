@@ -62,7 +62,8 @@ class TestVolume : public ClientVolume {
   FileId MakeFile(const std::string& file, size_t pages) const {
     const UniqueFd fd(::open(At(file).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
     EXPECT_TRUE(fd.valid());
-    EXPECT_EQ(::ftruncate(fd.get(), static_cast<off_t>(pages * kPageSize)), 0);
+    const std::vector<char> bytes(pages * kPageSize, '.');
+    EXPECT_EQ(::pwrite(fd.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
     return IdOf(file);
   }
   bool IsDirect(FileId id) const {

@@ -134,6 +134,17 @@ TEST_F(ForeignCaptureTest, OnlyPagesThatTheFileHasAreLookedAt) {
   EXPECT_EQ(Take(), (Extents{{0, 3 * kPage}}));
 }
 
+TEST_F(ForeignCaptureTest, HolesOfALongRangeAreNotTakenForStores) {
+  if (!Map(Tracking::kNone)) {
+    GTEST_SKIP() << "this kernel does not track";
+  }
+  constexpr uint64_t kHole = 8 * kPage;
+  ASSERT_EQ(::ftruncate(lease_->descriptor.get(), 4 * kPage), 0);
+  ASSERT_EQ(::ftruncate(lease_->descriptor.get(), kPages * kPage), 0);
+  map_[kHole + 4 * kPage] = 'x';
+  EXPECT_EQ(Take(), (Extents{{0, 4 * kPage}, {kHole + 4 * kPage, kPage}}));
+}
+
 TEST_F(ForeignCaptureTest, Trap4OpenAndRedoTicketsAreTaken) {
   tickets_.Put(0, TicketState::kOpen, 0, file_, {kPage, kPage});
   tickets_.Put(700, TicketState::kRedo, 0, file_, {5 * kPage, 10});

@@ -42,7 +42,15 @@ class TestVolume : public ClientVolume {
     session_ = std::move(
         FuseSession::Mount(*file_system_, *root_, {.mount_point = mount(), .socket = "/run/test"}).value());
     mount_device_ = StatusOf(mount()).st_dev;
-    page_ = std::move(VolumePageOwner::Create({.replica_count = 2}).value());
+    page_ = std::move(VolumePageOwner::Create({.epoch = Epoch{1},
+                                               .on_loss = OnLoss::kFail,
+                                               .replica_count = 2,
+                                               .deadline_ns = 10'000'000'000,
+                                               .domain = Domain::kVolatile,
+                                               .tracking = Tracking::kWritten})
+                          .value());
+    page_->SetMembers(1, 0);
+    page_->SetState(VolumeState::kServing);
     order_.emplace(SharedObject<OrderPage>::Create("order", Receivers::kReadWrite).value());
   }
   ~TestVolume() override {
@@ -66,6 +74,8 @@ class TestVolume : public ClientVolume {
     EXPECT_EQ(::pwrite(fd.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
     return IdOf(file);
   }
+  // From here on programs have a replica: number 0 is `replica`, and files have slots.
+  void Attach(Connector& replica) { replica_ = &replica; }
   bool IsDirect(FileId id) const {
     const std::shared_ptr<Inode> inode = file_system_->inodes().Find(id);
     return inode != nullptr && inode->direct();
@@ -79,10 +89,20 @@ class TestVolume : public ClientVolume {
   int page_fd() const override { return page_->fd(); }
   size_t replica_count() const override { return 2; }
   FileSystem& file_system() override { return *file_system_; }
-  SharedParts PartsOf(const ReplicatedFile&) const override { return {.slot = 7, .order_fd = order_->fd()}; }
+  SharedParts PartsOf(const ReplicatedFile& file) const override {
+    std::lock_guard lock(mutex_);
+    const auto [at, fresh] = slots_.try_emplace(file.id(), 7);
+    if (fresh && replica_ != nullptr) {
+      at->second = page_->TakeSlot(file.id(), 0, 0).value();
+    }
+    return {.slot = at->second, .order_fd = order_->fd()};
+  }
 
   Result<Connector::Connection> OpenSession(size_t, const std::string&, SessionId session,
-                                            Sequence next_sequence, Deadline) override {
+                                            Sequence next_sequence, Deadline deadline) override {
+    if (replica_ != nullptr) {
+      return replica_->Connect(session, next_sequence, deadline);
+    }
     std::lock_guard lock(mutex_);
     if (open_session_error_ != 0) {
       return Error{open_session_error_, "open a session"};
@@ -209,8 +229,11 @@ class TestVolume : public ClientVolume {
   std::unique_ptr<VolumePageOwner> page_;
   std::optional<SharedObject<OrderPage>> order_;
 
-  std::mutex mutex_;
+  Connector* replica_ = nullptr;
+
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
+  mutable std::map<FileId, uint32_t> slots_;
   uint64_t last_session_ = 100;
 };
 

@@ -4,7 +4,9 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <thread>
 
 #include "fs/client_registry.h"
 #include "tests/unit/fs/client_test_volume.h"
@@ -59,5 +61,45 @@ class ClientFixture : public ::testing::Test {
   size_t index_ = registry_.Add(volume_).value();
   std::vector<FileId> files_;
 };
+
+// One registered program, played by the test itself.
+class ProgramFixture : public ClientFixture {
+ protected:
+  void SetUp() override {
+    ClientFixture::SetUp();
+    client_.emplace(socket());
+    ASSERT_EQ(client_->HelloMain({tickets_.fd()}).error(), 0);
+  }
+
+  UniqueFd Open(const std::string& name, int flags) const {
+    UniqueFd fd(::open(volume_.At(name).c_str(), flags | O_CLOEXEC));
+    EXPECT_TRUE(fd.valid()) << name;
+    return fd;
+  }
+  // A file of eight pages with its backing file open for writing.
+  FileId MakeOpened(const std::string& name) {
+    const FileId id = MakeFile(name, 8);
+    EXPECT_EQ(client_->OpenBacking(Open(name, O_RDWR).get()).error(), 0);
+    return id;
+  }
+  // The program is over as far as the daemon knows.
+  void EndProgram() {
+    client_->Close();
+    ASSERT_TRUE(EventuallyGone());
+  }
+  // What it owed has been handed on then.
+  bool EventuallyGone() const {
+    const Deadline deadline = Deadline::After(std::chrono::seconds(20));
+    while (registry_.AnyAnnounced() && !deadline.Expired()) {
+      std::this_thread::yield();
+    }
+    return !registry_.AnyAnnounced();
+  }
+
+  LocalTickets tickets_;
+  std::optional<LocalClient> client_;
+};
+
+constexpr LocalClient::Where kEightPages{.address = 1 << 20, .length = 8 * kPage};
 
 }  // namespace pmirror::fs

@@ -89,7 +89,7 @@ class RecordingReplicator : public Replicator {
 
   void Adopted(FileId, const char* name, FileId) override {
     std::lock_guard lock(files_mutex_);
-    adopted_.push_back(name);
+    adopted_.emplace_back(name);
   }
 
   // --- for tests ---

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """The figures of the main job, each a ratio of medians taken in one run, against a blocking TCP ping-pong of the same message sizes between
-the same two network namespaces. Backing directories are on tmpfs, so that the network is what is measured.
+the same two network namespaces. Backing directories are on tmpfs, so that the network is what is measured. Both ends are on CPUs of their own, as they
+would be on two machines; the bare ping-pong sleeps in its reads, the library spins for a moment first, and the CPU time of that is printed.
 
     tests/bench/figures.py [FIGURE ...]        after ./quickstart.sh --build-only; needs root. Prints a table; asserts nothing.
 """
@@ -34,7 +35,6 @@ class Bench:
         state = json.JSONDecoder().raw_decode(out)[0]
         self.primary, self.replica = state["nodes"]
         self.mount = self.primary["mount"]
-        self.plain = os.path.join(directory, "plain")
         with open(os.path.join(self.directory, self.replica["name"], "pmirrord.toml"), encoding="utf-8") as file:
             self.host = re.search(r'^data *= *\[ *"([0-9.]+):', file.read(), re.MULTILINE).group(1)
         self.echo = subprocess.Popen(["ip", "netns", "exec", self.replica["netns"], PROGRAM, "echo", self.host, PORT],
@@ -106,9 +106,9 @@ def measure(bench, figures):
     if "page" in figures:
         bench.run("page", file + "-page", bench.host, PORT, str(bench.replica["pid"]))
     if "memory" in figures:
-        bench.run("memory", file + "-memory", bench.plain)
+        bench.run("memory", file + "-memory", os.path.join(bench.primary["backing"], "figures-memory"))
     if "plain" in figures:
-        bench.run("plain", file + "-plain", bench.host, PORT, preload=False)
+        bench.run("plain", file + "-plain", bench.host, PORT, str(bench.replica["pid"]), preload=False)
     if "open" in figures:
         bench.run("open", file + "-open")
     if "resident" in figures:

@@ -70,7 +70,40 @@ Error Volume::MakeReady(StagingPool& staging) {
 
 Error Volume::Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                         LocalPersist* local) {
-  return replication_->Replicate(target, extents, source, WaitLevel::kDurable, local);
+  const Error result = replication_->Replicate(target, extents, source, WaitLevel::kDurable, local);
+  uint64_t stalls = 0;
+  for (const DataSession* session : sessions_) {
+    stalls += session != nullptr ? session->Stalls() : 0;
+  }
+  if (stalls != stalls_told_.load(std::memory_order_relaxed)) {
+    TellStalls(stalls);
+  }
+  return result;
+}
+
+// What sessions had to wait for, once for each sync that met it: "our buffer was full" and "the replica asked for patience" have different remedies.
+void Volume::TellStalls(uint64_t stalls) {
+  SessionCounters now;
+  for (const DataSession* session : sessions_) {
+    if (session != nullptr) {
+      const SessionCounters counters = session->counters();
+      now.sender_full += counters.sender_full;
+      now.peer_congested += counters.peer_congested;
+      now.reconnects += counters.reconnects;
+    }
+  }
+  stalls_told_.store(stalls, std::memory_order_relaxed);
+  const auto tell = [this](local::ReportKind kind, uint64_t count, std::atomic<uint64_t>& told) {
+    uint64_t before = told.load(std::memory_order_relaxed);
+    while (before < count && !told.compare_exchange_weak(before, count, std::memory_order_relaxed)) {
+    }
+    if (before < count) {
+      Report(kind, FileId::kNone, count - before);
+    }
+  };
+  tell(local::ReportKind::kSenderFull, now.sender_full, sender_full_told_);
+  tell(local::ReportKind::kPeerCongested, now.peer_congested, peer_congested_told_);
+  tell(local::ReportKind::kReconnected, now.reconnects, reconnects_told_);
 }
 
 Deadline Volume::WaitDeadline() const {
@@ -128,6 +161,9 @@ void Volume::Failed(FileId file, int error) {
   Report(local::ReportKind::kFailed, file, static_cast<uint64_t>(error));
 }
 
-void Volume::Recaptured() { LogLine(LogLevel::kDebug).Text("a range was captured again"); }
+void Volume::Recaptured() {
+  LogLine(LogLevel::kDebug).Text("a range was captured again");
+  Report(local::ReportKind::kRecaptured, FileId::kNone, 1);
+}
 
 }  // namespace pmirror::interpose

@@ -71,6 +71,7 @@ class Volume : public SyncObserver {
 
  private:
   void Report(local::ReportKind kind, FileId file, uint64_t value);
+  void TellStalls(uint64_t stalls);
 
   DaemonLink* link_ = nullptr;
   uint32_t index_ = 0;
@@ -80,6 +81,11 @@ class Volume : public SyncObserver {
   std::array<DataSession*, kMaxReplicas> sessions_{};
   std::optional<Replication> replication_;
   std::atomic<bool> ready_{false};
+  // What the daemon knows of the sessions' counters.
+  std::atomic<uint64_t> stalls_told_{0};
+  std::atomic<uint64_t> sender_full_told_{0};
+  std::atomic<uint64_t> peer_congested_told_{0};
+  std::atomic<uint64_t> reconnects_told_{0};
 };
 
 }  // namespace pmirror::interpose

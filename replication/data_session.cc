@@ -130,6 +130,7 @@ Error DataSession::Impl::Connect(FutexLock& lock, Deadline deadline) {
       transport->Shutdown();
     } else if (sender.incarnation() > 1) {
       ++counters.reconnects;
+      ++stalls;
     }
   }
   connecting = interrupted_own;
@@ -192,6 +193,7 @@ SendStatus DataSession::Send(const FrameToSend& frame, Deadline deadline, Receip
     }
     if (!counted && !impl.pumping) {
       counted = true;
+      ++impl.stalls;
       ++(stalled == SendStatus::kSenderFull ? impl.counters.sender_full : impl.counters.peer_congested);
     }
     if (deadline.Expired()) {
@@ -214,6 +216,7 @@ SendStatus DataSession::Impl::Write(FutexLock& lock, Waiter& self, OutgoingFrame
   outgoing = &mine;
   Pump(lock);
   if (mine.state == OutgoingFrame::State::kWriting) {
+    ++stalls;
     ++counters.sender_full;
   }
   while (mine.state == OutgoingFrame::State::kWriting) {
@@ -293,6 +296,8 @@ SessionCounters DataSession::counters() const {
   const FutexLock lock(impl_->mutex);
   return impl_->counters;
 }
+
+uint64_t DataSession::Stalls() const { return impl_->stalls.load(std::memory_order_relaxed); }
 
 bool DataSession::connected() const {
   const SignalBlock block;

@@ -145,6 +145,8 @@ class DataSession {
   // Highest durable operation number the replica has told (daemon sessions).
   uint64_t OperationDurable() const;
   SessionCounters counters() const;
+  // Grows whenever reconnects, sender_full or peer_congested does; one atomic load.
+  uint64_t Stalls() const;
   bool connected() const;
   Placement placement() const;
   // Cuts the connection; waiters get kLost. For revocation, shutdown, and the child of a fork (which must not

@@ -65,6 +65,7 @@ struct DataSession::Impl {
   // Guarded by `mutex`.
   Sender sender;
   SessionCounters counters;
+  std::atomic<uint64_t> stalls{0};  // also read without the lock
   WaiterList waiters;
   SpinBudget spin;
   Waiter* reader = nullptr;

@@ -45,6 +45,25 @@ class PreloadPmem : public PreloadTest {
   }
 };
 
+TEST_F(PreloadPmem, P6_ACutThatWasAbsorbedIsToldToTheDaemon) {
+  std::atomic<int> cuts{1};
+  std::atomic<uint64_t> reconnects{0};
+  daemon_->replica().SetScript([&](const FakeReplica::Frame& frame) {
+    const bool cut = frame.kind() == FrameKind::kDataImage && cuts-- > 0;
+    return FakeReplica::Answer{cut ? FakeReplica::Reaction::kCut : FakeReplica::Reaction::kApply};
+  });
+  daemon_->OnRequest(RequestKind::kReport, [&](pid_t, const local::Request& request) {
+    reconnects +=
+        request.report == static_cast<uint32_t>(local::ReportKind::kReconnected) ? request.value : 0;
+  });
+  auto guest = LaunchPmem("persist_one");
+  guest->Expect("persisted");
+  guest->Continue();
+  ExpectSuccess(*guest);
+  EXPECT_EQ(ReplicatedAt(kPage + 13, 9), "persisted");
+  EXPECT_EQ(reconnects, 1u);
+}
+
 TEST_F(PreloadPmem, PersistSendsItsWordsInOneFrame) {
   std::atomic<uint64_t> payload{0};
   daemon_->replica().SetScript([&](const FakeReplica::Frame& frame) {

@@ -11,11 +11,12 @@ COMMITS_BEFORE_THE_KILL = 60
 class Programs(ClusterTest):
     """All programs run at the same time, each on a file of its own."""
 
-    def start(self, cluster, preload, *options):
+    def start(self, cluster, preload, *options, **more):
         writers = {}
         for name, (program, own, _, env) in CASES.items():
             # Without the preload library nobody hears of a flush that is only the CPU's: there libpmem has to find out that this is no pmem.
-            writers[name] = cluster.writer(program, name, *own, *options, preload=preload, env=env if preload else {})
+            writers[name] = cluster.writer(program, name, *own, *options, preload=preload,
+                                           env={**(env if preload else {}), **more})
         return writers
 
     def assert_equal(self, cluster):
@@ -35,9 +36,9 @@ class Programs(ClusterTest):
                 writer.kill()
                 cluster.check(program, cluster.replica, name, writer.acknowledged(count), env)
 
-    def end_cleanly(self, preload):
+    def end_cleanly(self, preload, **environment):
         cluster = self.cluster()
-        for name, writer in self.start(cluster, preload, "--count", "40").items():
+        for name, writer in self.start(cluster, preload, "--count", "40", **environment).items():
             program, _, count, env = CASES[name]
             with self.subTest(name):
                 self.assertEqual(writer.finish(), 0, writer.errors())
@@ -52,6 +53,9 @@ class Programs(ClusterTest):
 
     def test_copies_are_equal_after_preloaded_programs_ended(self):
         self.end_cleanly(preload=True)
+
+    def test_P7_programs_under_jemalloc_work(self):
+        self.end_cleanly(preload=True, LD_PRELOAD="libjemalloc.so.2")
 
     def test_copies_are_equal_after_plain_programs_ended(self):
         self.end_cleanly(preload=False)

@@ -24,7 +24,9 @@ namespace pmirror::fs {
 struct FileKey {
   size_t volume = 0;  // index in the hello reply
   FileId id = FileId::kNone;
-  friend auto operator<=>(const FileKey&, const FileKey&) = default;
+  friend auto operator<=>(const FileKey&,
+                          const FileKey&) =
+      default;  // NOLINT(modernize-use-nullptr): of the compiler's own code
 };
 
 // A program's hold on a backing file, shared by what it has mapped of it. Its end may wait for a replica (DirectLease): not under a lock.

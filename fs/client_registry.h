@@ -34,7 +34,7 @@ class ClientRegistry : public OpenOracle {
 
   // `events` must outlive the registry.
   explicit ClientRegistry(EventSink& events, size_t max_connections = kMaxConnections);
-  ~ClientRegistry();  // Stop()
+  ~ClientRegistry() override;  // Stop()
   ClientRegistry(const ClientRegistry&) = delete;
   ClientRegistry& operator=(const ClientRegistry&) = delete;
 

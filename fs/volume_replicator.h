@@ -69,13 +69,13 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
 
   // --- Replicator ---
   int Change(LocalChange local_change) override;
-  int ChangeSize(ReplicatedFile& file, LocalChange local_change) override;
+  int ChangeSize(ReplicatedFile& replicated, LocalChange local_change) override;
   std::shared_ptr<ReplicatedFile> Attach(FileId id, int backing_fd) override;
   void BeginWrite() override { gate_.Enter(); }
   void EndWrite() override { gate_.Leave(); }
   int Written(ReplicatedFile& file, Extent extent) override;
   int WrittenDurably(ReplicatedFile& file, Extent extent, LocalSync local_sync) override;
-  int Sync(ReplicatedFile& file, bool data_only, LocalSync local_sync) override;
+  int Sync(ReplicatedFile& replicated, bool data_only, LocalSync local_sync) override;
   int SyncTree(LocalSync local_sync) override;
   int SyncVolume(LocalSync local_sync) override;
   FileId NewId() override;

@@ -84,7 +84,7 @@ class BackingIndex::Walk {
       if (name == "." || name == ".." || (path.empty() && name == recovery::kOwnDirectory)) {
         continue;
       }
-      if (const absl::Status status = Entry(fd, name, absl::StrCat(path, path.empty() ? "" : "/", name));
+      if (absl::Status status = Entry(fd, name, absl::StrCat(path, path.empty() ? "" : "/", name));
           !status.ok()) {
         return status;
       }
@@ -104,7 +104,7 @@ class BackingIndex::Walk {
     if (!handle.ok()) {
       return Failed(handle.error().code, absl::StrCat("take the file handle of ", path));
     }
-    const absl::Status status = Identify(directory, name, path, handle.value());
+    absl::Status status = Identify(directory, name, path, handle.value());
     if (status.ok() && S_ISDIR(info.st_mode)) {
       waiting_.emplace_back(std::move(handle).value(), path);
     }
@@ -144,7 +144,7 @@ class BackingIndex::Walk {
 
 absl::StatusOr<std::unique_ptr<BackingIndex>> BackingIndex::Build(const std::string& directory) {
   std::unique_ptr<BackingIndex> index(new BackingIndex);
-  if (const absl::Status status = index->Prepare(directory); !status.ok()) {
+  if (absl::Status status = index->Prepare(directory); !status.ok()) {
     return status;
   }
   struct stat info {};
@@ -158,7 +158,7 @@ absl::StatusOr<std::unique_ptr<BackingIndex>> BackingIndex::Build(const std::str
       return Failed(errno, absl::StrCat("open ", directory, "/", start));
     }
     const std::string path = start[1] == '\0' ? "" : start;
-    if (const absl::Status status = walk.From(std::move(fd), path); !status.ok()) {
+    if (absl::Status status = walk.From(std::move(fd), path); !status.ok()) {
       return absl::Status(status.code(),
                           absl::StrCat("backing directory ", directory, ": ", status.message()));
     }

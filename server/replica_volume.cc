@@ -30,10 +30,10 @@ ReplicaVolume::~ReplicaVolume() { Shutdown().IgnoreError(); }
 
 absl::StatusOr<std::unique_ptr<ReplicaVolume>> ReplicaVolume::Open(Options options) {
   std::unique_ptr<ReplicaVolume> volume(new ReplicaVolume(std::move(options)));
-  if (const absl::Status status = volume->LoadRecord(); !status.ok()) {
+  if (absl::Status status = volume->LoadRecord(); !status.ok()) {
     return status;
   }
-  if (const absl::Status status = volume->OpenBacking(); !status.ok()) {
+  if (absl::Status status = volume->OpenBacking(); !status.ok()) {
     return status;
   }
   const ReplicaVolume::State state = volume->state();
@@ -73,7 +73,7 @@ absl::Status ReplicaVolume::OpenBacking() {
     return index.status();
   }
   index_ = *std::move(index);
-  if (const absl::Status status =
+  if (absl::Status status =
           recovery::ClaimBackingDirectory(index_->own_directory(), options_.uuid, options_.backing);
       !status.ok()) {
     return status;
@@ -102,7 +102,7 @@ absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const Session
                  request.node, Raw(request.epoch), std::string(status.message()));
     return status;
   }
-  if (const absl::Status status = Adopt(request); !status.ok()) {
+  if (absl::Status status = Adopt(request); !status.ok()) {
     return status;
   }
   if (request.kind == SessionKind::kDaemon && !sessions_.EndWhere(
@@ -113,11 +113,11 @@ absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const Session
                                                   Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("the last connection of the primary's daemon has not ended yet; try again");
   }
-  const absl::StatusOr<SessionTable::Permit> permit = sessions_.Open({.id = request.session,
-                                                                      .kind = request.kind,
-                                                                      .epoch = request.epoch,
-                                                                      .node = request.node,
-                                                                      .process = request.process});
+  absl::StatusOr<SessionTable::Permit> permit = sessions_.Open({.id = request.session,
+                                                                .kind = request.kind,
+                                                                .epoch = request.epoch,
+                                                                .node = request.node,
+                                                                .process = request.process});
   if (permit.ok()) {
     spdlog::info(
         "event=session_permitted volume={} session={} resumed={} node={} kind={} process=\"{}\" epoch={}",
@@ -191,7 +191,7 @@ absl::Status ReplicaVolume::Adopt(const SessionRequest& request) {
   if (new_mount) {
     next.operation = 0;
   }
-  if (const absl::Status status = StoreRecord(next); !status.ok()) {
+  if (absl::Status status = StoreRecord(next); !status.ok()) {
     return status;
   }
   if (new_mount) {
@@ -211,7 +211,7 @@ absl::Status ReplicaVolume::Adopt(const SessionRequest& request) {
 }
 
 absl::Status ReplicaVolume::StoreRecord(const VolumeRecord& record) {
-  if (const absl::Status status = recovery::StoreVolumeRecord(record_path_, record); !status.ok()) {
+  if (absl::Status status = recovery::StoreVolumeRecord(record_path_, record); !status.ok()) {
     spdlog::error("event=record_not_stored volume={} error=\"{}\"", options_.name,
                   std::string(status.message()));
     return status;

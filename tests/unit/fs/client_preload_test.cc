@@ -25,7 +25,7 @@ class ClientPreloadTest : public ClientFixture {
   void ExpectSuccess(interpose::GuestProcess& guest) {
     const int status = guest.Wait();
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status << ": " << guest.complaints();
-    EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers_[file_] == 0; }));
+    EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers[file_] == 0; }));
   }
   std::string ReplicatedAt(size_t offset, size_t length) {
     const std::vector<std::byte> image = replica_.Image(file_);

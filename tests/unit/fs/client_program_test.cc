@@ -140,7 +140,7 @@ TEST_F(ClientProgramTest, Trap7AKilledProgramsMappingIsHeldWhole) {
   });
   EXPECT_EQ(volume_.WritingMappersOf(file_), 1U);
   Kill(child);
-  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers_[file_] == 0; }));
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers[file_] == 0; }));
   EXPECT_EQ(volume_.Held(file_), (Extents{{0, kPages * kPage}}));
   EXPECT_EQ(registry_.AcknowledgedSyncs(0), 12U);
 }
@@ -153,7 +153,7 @@ TEST_F(ClientProgramTest, Trap7WhatAProgramHandedOverIsNotHeldAgain) {
     program.Stop();
   });
   Kill(child);
-  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers_[file_] == 0; }));
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers[file_] == 0; }));
   EXPECT_EQ(volume_.Held(file_), (Extents{{kPage, 10}, {kPages / 2 * kPage, kPages / 2 * kPage}}));
 }
 
@@ -171,7 +171,7 @@ TEST_F(ClientProgramTest, Trap7AConnectionThatOutlivesItsProgramDoesNotHideItsEn
     program.Stop();
   });
   Kill(child);
-  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers_[file_] == 0; }));
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers[file_] == 0; }));
   EXPECT_EQ(volume_.Held(file_), (Extents{{0, kPages * kPage}}));
   ::close(pipe_ends[0]);
   ::close(pipe_ends[1]);
@@ -225,7 +225,7 @@ TEST_F(ClientProgramTest, ExecEndsTheOldProgramAndHoldsWhatItLeft) {
   });
   EXPECT_TRUE(registry_.IsAnnounced(child));
   ::kill(child, SIGCONT);
-  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers_[file_] == 0; }));
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers[file_] == 0; }));
   EXPECT_EQ(volume_.Held(file_), (Extents{{0, kPages * kPage}}));
 }
 
@@ -242,7 +242,7 @@ TEST_F(SuspendedSyncTest, P6_ASyncThatWaitedWhenItsProgramEndedIsSaidToWaitNoLon
         .error();
   };
   const auto count = [&](local::ReportKind kind) {
-    return volume_.Locked([&] { return volume_.reports_[kind]; });
+    return volume_.Locked([&] { return volume_.reports[kind]; });
   };
   EXPECT_EQ(report(local::ReportKind::kResumed), 0);
   EXPECT_EQ(count(local::ReportKind::kResumed), 0) << "nothing had waited";
@@ -252,7 +252,7 @@ TEST_F(SuspendedSyncTest, P6_ASyncThatWaitedWhenItsProgramEndedIsSaidToWaitNoLon
   EXPECT_EQ(count(local::ReportKind::kSuspended), 2);
   EXPECT_EQ(count(local::ReportKind::kResumed), 1);
   client.reset();
-  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.reports_[local::ReportKind::kResumed] == 2; }));
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.reports[local::ReportKind::kResumed] == 2; }));
 }
 
 }  // namespace

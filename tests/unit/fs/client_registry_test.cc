@@ -144,7 +144,7 @@ TEST_F(ClientRegistryTest, TheEndOfAProgramEndsItsSessionsAndConnectionsAndKeeps
   EXPECT_FALSE(second.Receive().came);
   char byte = 0;
   EXPECT_EQ(::recv(session.descriptors.at(0).get(), &byte, 1, 0), 0);
-  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.ended_.size() == 1; }));
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.ended.size() == 1; }));
   EXPECT_EQ(registry_.AcknowledgedSyncs(0), 41U);
   EXPECT_EQ(registry_.MappingProcesses(0), 0U);
 }

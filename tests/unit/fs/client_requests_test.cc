@@ -198,7 +198,7 @@ TEST_F(ClientRequestsTest, ADirtyByteIsAtNoInstantNobodys) {
   ASSERT_EQ(client_->Mapped(id, kEightPages).error(), 0);
   std::atomic<int> held_while_mapped{0};
   volume_.Locked([&] {
-    volume_.on_hold_ = [&](FileId file) {
+    volume_.on_hold = [&](FileId file) {
       held_while_mapped += registry_.StoresOf(0).Any(file, {0, 1}) ? 1 : 0;
     };
   });
@@ -243,12 +243,12 @@ TEST_F(ClientRequestsTest, ASessionMayWriteTheFilesOfItsProcessBeforeItIsKnown) 
 TEST_F(ClientRequestsTest, AGrantThatFailsCutsTheSessionWhichIsResumedWithIt) {
   const Answer answer = client_->OpenSession(0);
   ASSERT_EQ(answer.error(), 0);
-  volume_.Locked([&] { volume_.grant_error_ = ETIMEDOUT; });
+  volume_.Locked([&] { volume_.grant_error = ETIMEDOUT; });
   const FileId id = MakeOpened("f");
   char byte = 0;
   EXPECT_EQ(::recv(answer.descriptors.at(0).get(), &byte, 1, MSG_DONTWAIT), 0) << "cut";
   EXPECT_EQ(client_->OpenSession(0, answer.reply.session).error(), ETIMEDOUT);
-  volume_.Locked([&] { volume_.grant_error_ = 0; });
+  volume_.Locked([&] { volume_.grant_error = 0; });
   volume_.TakeGranted();
   const Answer resumed = client_->OpenSession(0, answer.reply.session);
   EXPECT_EQ(resumed.error(), 0) << resumed.text();
@@ -262,7 +262,7 @@ TEST_F(ClientRequestsTest, Trap11SessionsOfOthersAndUnknownReplicasAreRefused) {
   const Answer answer = client_->OpenSession(0);
   EXPECT_EQ(client_->OpenSession(1, answer.reply.session).error(), EPERM) << "it is of another replica";
   EXPECT_EQ(client_->OpenSession(2).error(), EINVAL);
-  volume_.Locked([&] { volume_.open_session_error_ = ESHUTDOWN; });
+  volume_.Locked([&] { volume_.open_session_error = ESHUTDOWN; });
   EXPECT_EQ(client_->OpenSession(0).error(), ESHUTDOWN);
 }
 
@@ -271,7 +271,7 @@ TEST_F(ClientRequestsTest, TheOldestOfTooManySessionsIsEnded) {
   for (size_t i = 0; i < ClientProcess::kMaxSessions; ++i) {
     ASSERT_EQ(client_->OpenSession(0).error(), 0);
   }
-  EXPECT_EQ(volume_.Locked([&] { return volume_.ended_; }),
+  EXPECT_EQ(volume_.Locked([&] { return volume_.ended; }),
             std::vector<SessionId>{SessionId{first.reply.session}});
 }
 
@@ -291,13 +291,13 @@ TEST_F(ClientRequestsTest, SyncsAndReportsReachTheVolume) {
   };
   EXPECT_EQ(ask(10, 20), 0);
   EXPECT_EQ(ask(10, 0), 0);
-  EXPECT_EQ(volume_.synced_.at(0), (std::pair<FileId, Extent>(id, {10, 20})));
-  EXPECT_EQ(volume_.synced_.at(1), (std::pair<FileId, Extent>(id, {0, INT64_MAX})))
+  EXPECT_EQ(volume_.synced.at(0), (std::pair<FileId, Extent>(id, {10, 20})));
+  EXPECT_EQ(volume_.synced.at(1), (std::pair<FileId, Extent>(id, {0, INT64_MAX})))
       << "length 0: the whole file";
-  EXPECT_NE(volume_.asking_, ProcessSerial::kNone);
+  EXPECT_NE(volume_.last_asking, ProcessSerial::kNone);
   EXPECT_EQ(client_->Ask(RequestKind::kSyncVolume).error(), 0);
-  EXPECT_EQ(volume_.volume_syncs_, 1);
-  volume_.Locked([&] { volume_.sync_error_ = EIO; });
+  EXPECT_EQ(volume_.volume_syncs, 1);
+  volume_.Locked([&] { volume_.sync_error = EIO; });
   EXPECT_EQ(ask(10, 20), EIO);
   EXPECT_EQ(client_->Ask(RequestKind::kSyncVolume).error(), EIO);
   EXPECT_EQ(client_->Ask(RequestKind::kSyncOthers, [](local::Request& r) { r.file = 999; }).error(), EINVAL);
@@ -307,13 +307,13 @@ TEST_F(ClientRequestsTest, SyncsAndReportsReachTheVolume) {
     request.value = 3;
   });
   EXPECT_EQ(reported.error(), 0);
-  EXPECT_EQ(volume_.last_report_.pid, ::getpid());
-  EXPECT_EQ(volume_.last_report_.value, 3U);
+  EXPECT_EQ(volume_.last_report.pid, ::getpid());
+  EXPECT_EQ(volume_.last_report.value, 3U);
 }
 
 TEST_F(ClientRequestsTest, ASyncThatWaitsHoldsUpNoOtherRequest) {
   const FileId id = MakeOpened("f");
-  volume_.Locked([&] { volume_.hold_syncs_ = true; });
+  volume_.Locked([&] { volume_.hold_syncs = true; });
   const LocalClient second(socket());
   ASSERT_EQ(second.Hello().error(), 0);
   local::Request request;
@@ -321,7 +321,7 @@ TEST_F(ClientRequestsTest, ASyncThatWaitsHoldsUpNoOtherRequest) {
   request.file = Raw(id);
   request.wait_ns = 20'000'000'000;
   second.Send(request);
-  ASSERT_TRUE(volume_.WaitFor([&] { return !volume_.synced_.empty(); }));
+  ASSERT_TRUE(volume_.WaitFor([&] { return !volume_.synced.empty(); }));
   EXPECT_EQ(client_->Mapped(id, kEightPages).error(), 0);
   EXPECT_EQ(client_->OpenSession(0).error(), 0);
   EXPECT_EQ(Take(id, 8).size(), 1U);

@@ -104,12 +104,12 @@ class TestVolume : public ClientVolume {
       return replica_->Connect(session, next_sequence, deadline);
     }
     std::lock_guard lock(mutex_);
-    if (open_session_error_ != 0) {
-      return Error{open_session_error_, "open a session"};
+    if (open_session_error != 0) {
+      return Error{open_session_error, "open a session"};
     }
     int ends[2];
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-    peers_.emplace_back(ends[1]);
+    peers.emplace_back(ends[1]);
     Connector::Connection connection;
     connection.socket.Reset(ends[0]);
     connection.session = session == SessionId{} ? SessionId{++last_session_} : session;
@@ -119,53 +119,53 @@ class TestVolume : public ClientVolume {
   }
   int Grant(size_t replica, SessionId session, FileId file, Deadline) override {
     std::lock_guard lock(mutex_);
-    granted_.push_back({replica, session, file});
-    return grant_error_;
+    granted.push_back({replica, session, file});
+    return grant_error;
   }
   void EndSession(size_t, SessionId session) override {
     std::lock_guard lock(mutex_);
-    ended_.push_back(session);
+    ended.push_back(session);
     changed_.notify_all();
   }
   void SetWritingMappers(ReplicatedFile& file, size_t processes) override {
     std::lock_guard lock(mutex_);
-    writing_mappers_[file.id()] = processes;
+    writing_mappers[file.id()] = processes;
     changed_.notify_all();
   }
   void HoldDirty(const std::shared_ptr<ReplicatedFile>& file, std::span<const Extent> extents) override {
     std::function<void(FileId)> call;
     {
       std::lock_guard lock(mutex_);
-      call = on_hold_;
+      call = on_hold;
     }
     if (call) {
       call(file->id());
     }
     std::lock_guard lock(mutex_);
     for (const Extent& extent : extents) {
-      held_[file->id()].Add(extent);
+      held[file->id()].Add(extent);
     }
     changed_.notify_all();
   }
   int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
                  Deadline deadline) override {
     std::unique_lock lock(mutex_);
-    synced_.emplace_back(file->id(), range);
-    asking_ = asking;
+    synced.emplace_back(file->id(), range);
+    last_asking = asking;
     changed_.notify_all();
-    changed_.wait_for(lock, deadline.Remaining(), [&] { return !hold_syncs_; });
-    return sync_error_;
+    changed_.wait_for(lock, deadline.Remaining(), [&] { return !hold_syncs; });
+    return sync_error;
   }
   int SyncAll(ProcessSerial asking, Deadline) override {
     std::lock_guard lock(mutex_);
-    asking_ = asking;
-    ++volume_syncs_;
-    return sync_error_;
+    last_asking = asking;
+    ++volume_syncs;
+    return sync_error;
   }
   void Report(pid_t pid, local::ReportKind kind, FileId file, uint64_t value) override {
     std::lock_guard lock(mutex_);
-    last_report_ = {pid, kind, file, value};
-    ++reports_[kind];
+    last_report = {pid, kind, file, value};
+    ++reports[kind];
     changed_.notify_all();
   }
 
@@ -181,16 +181,16 @@ class TestVolume : public ClientVolume {
     return changed_.wait_for(lock, std::chrono::seconds(20), condition);
   }
   std::vector<Extent> Held(FileId id) {
-    return Locked([&] { return held_[id].extents(); });
+    return Locked([&] { return held[id].extents(); });
   }
   size_t WritingMappersOf(FileId id) {
-    return Locked([&] { return writing_mappers_[id]; });
+    return Locked([&] { return writing_mappers[id]; });
   }
   std::vector<Granted> TakeGranted() {
-    return Locked([&] { return std::exchange(granted_, {}); });
+    return Locked([&] { return std::exchange(granted, {}); });
   }
   void ReleaseSyncs() {
-    Locked([&] { hold_syncs_ = false; });
+    Locked([&] { hold_syncs = false; });
     changed_.notify_all();
   }
 
@@ -201,21 +201,21 @@ class TestVolume : public ClientVolume {
     uint64_t value = 0;
   };
 
-  std::map<FileId, ExtentSet> held_;
-  std::map<FileId, size_t> writing_mappers_;
-  std::vector<Granted> granted_;
-  std::vector<SessionId> ended_;
-  std::vector<UniqueFd> peers_;  // the replica's end of each session
-  std::vector<std::pair<FileId, Extent>> synced_;
-  ProcessSerial asking_{};
-  int volume_syncs_ = 0;
-  ReportLine last_report_;
-  std::map<local::ReportKind, int> reports_;
-  int open_session_error_ = 0;
-  int grant_error_ = 0;
-  int sync_error_ = 0;
-  bool hold_syncs_ = false;
-  std::function<void(FileId)> on_hold_;  // called without a lock
+  std::map<FileId, ExtentSet> held;
+  std::map<FileId, size_t> writing_mappers;
+  std::vector<Granted> granted;
+  std::vector<SessionId> ended;
+  std::vector<UniqueFd> peers;  // the replica's end of each session
+  std::vector<std::pair<FileId, Extent>> synced;
+  ProcessSerial last_asking{};
+  int volume_syncs = 0;
+  ReportLine last_report;
+  std::map<local::ReportKind, int> reports;
+  int open_session_error = 0;
+  int grant_error = 0;
+  int sync_error = 0;
+  bool hold_syncs = false;
+  std::function<void(FileId)> on_hold;  // called without a lock
 
  private:
   const std::string name_;

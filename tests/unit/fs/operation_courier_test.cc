@@ -62,6 +62,7 @@ TEST_F(OperationCourierTest, OperationsArriveOnceAndInTheirOrderWhoeverWaitsForT
   constexpr int kEach = 50;
   std::atomic<int> failed = 0;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&] {
       for (int k = 0; k < kEach; ++k) {

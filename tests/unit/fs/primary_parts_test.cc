@@ -169,6 +169,7 @@ TEST(SyncRounds, EachOfManyCallersSeesWorkThatBeganAfterItsCall) {
   std::atomic<uint64_t> stores{0};
   std::atomic<uint64_t> synced{0};
   std::vector<std::thread> threads;
+  threads.reserve(8);
   for (int t = 0; t < 8; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 500; ++i) {
@@ -207,6 +208,7 @@ TEST(SyncRounds, P6_WhoWaitsForAnInterruptedRoundRunsOneOfItsOwn) {
   std::atomic<int> runs{0};
   std::atomic<int> interrupted{0};
   std::vector<std::thread> others;
+  others.reserve(3);
   for (int i = 0; i < 3; ++i) {
     others.emplace_back([&] {
       bool seen = false;

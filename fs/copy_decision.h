@@ -19,9 +19,11 @@ struct CopyHistory {
 // What the primary's running mount still has.
 struct RunningMount {
   uint64_t mount_number = 0;
-  uint64_t first_held = 1;         // oldest operation that can be replayed
-  uint64_t last = 0;               // newest operation
-  bool replica_took_part = false;  // it was in sync during this mount
+  uint64_t first_held = 1;  // oldest operation that can be replayed
+  uint64_t last = 0;        // newest operation
+  bool replica_took_part =
+      false;  // its copy was found good in this mount: it may have recorded the mount since
+  bool replica_is_member = false;  // it has recorded this mount: it said yes to a session
 };
 
 enum class CopyDecision {
@@ -33,13 +35,27 @@ enum class CopyDecision {
   kForeign,       // another history: a person has to choose
 };
 
+// Once the replica has recorded this mount, only a copy that still says so may be replayed to: one that says less was emptied, or put back
+// to an older state, while the mount went on.
+constexpr CopyDecision DecideForMember(const CopyHistory& primary, const RunningMount& running,
+                                       const CopyHistory& replica) {
+  if (replica.generation == 0) {
+    return replica.empty ? CopyDecision::kNeedsCopy : CopyDecision::kForeign;
+  }
+  if (replica.generation != primary.generation) {
+    return CopyDecision::kForeign;
+  }
+  const bool replayable = replica.mount_number == running.mount_number &&
+                          replica.operation + 1 >= running.first_held && replica.operation <= running.last;
+  return replayable ? CopyDecision::kReplay : CopyDecision::kNeedsCompare;
+}
+
 // `primary` is what the primary's record said when it was mounted.
 constexpr CopyDecision Decide(const CopyHistory& primary, const RunningMount& running,
                               const CopyHistory& replica) {
-  if (running.replica_took_part && replica.generation == primary.generation &&
-      replica.mount_number == running.mount_number) {
-    const bool replayable = replica.operation + 1 >= running.first_held && replica.operation <= running.last;
-    return replayable ? CopyDecision::kReplay : CopyDecision::kNeedsCompare;
+  if (running.replica_is_member || (running.replica_took_part && replica.generation == primary.generation &&
+                                    replica.mount_number == running.mount_number)) {
+    return DecideForMember(primary, running, replica);
   }
   if (replica.generation == 0) {
     if (!replica.empty) {

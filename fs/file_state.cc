@@ -45,20 +45,30 @@ void FileState::Extend(uint64_t end) {
 
 void FileState::Hold(Extent extent) {
   const std::lock_guard lock(mutex_);
-  dirty_.Add(extent);
+  if (!gone_) {
+    dirty_.Add(extent);
+  }
   UpdateFlag();
 }
 
 void FileState::Hold(const ExtentSet& extents) {
   const std::lock_guard lock(mutex_);
-  dirty_.Add(extents);
+  if (!gone_) {
+    dirty_.Add(extents);
+  }
   UpdateFlag();
 }
 
 void FileState::Forget() {
   const std::lock_guard lock(mutex_);
+  gone_ = true;
   dirty_.Clear();
   UpdateFlag();
+}
+
+bool FileState::gone() const {
+  const std::lock_guard lock(mutex_);
+  return gone_;
 }
 
 bool FileState::dirty() const {
@@ -103,7 +113,7 @@ FileState::Capture::Capture(FileState& file, Extent range, const ExtentSet& more
 FileState::Capture::~Capture() {
   const std::lock_guard lock(file_.mutex_);
   file_.under_way_.erase(number_);
-  if (!succeeded_) {
+  if (!succeeded_ && !file_.gone_) {
     file_.dirty_.Add(extents_);
   }
   file_.UpdateFlag();

@@ -55,8 +55,9 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
 
   void Hold(Extent extent);
   void Hold(const ExtentSet& extents);
-  // Forgets what is dirty: the file is gone from the volume.
+  // The file is gone from the volume: nothing of it is dirty any more, nor will be.
   void Forget();
+  bool gone() const;
   bool dirty() const;
   bool DirtyIn(Extent range) const;
   // Dirty or under way.
@@ -128,6 +129,7 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   uint64_t changes_ = 0;                     // what NotDurable() has counted
   uint64_t durable_changes_ = 0;             // how many of them a barrier has settled
   uint32_t flag_reasons_ = 0;
+  bool gone_ = false;
 };
 
 inline FileState& StateOf(ReplicatedFile& file) { return static_cast<FileState&>(file); }

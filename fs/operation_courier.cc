@@ -109,7 +109,8 @@ SendStatus OperationCourier::Launch(Deadline deadline) {
     const std::lock_guard lock(mutex_);
     applied_ = std::max(applied_, log_.first() - 1);  // what the log has dropped is durable there
     batch_.first = applied_ + 1;
-    batch_.last = singly_ ? batch_.first : std::min(log_.last(), batch_.first + kMaxBatch - 1);
+    // A new connection may have told that all of them have arrived: then the batch is empty.
+    batch_.last = std::min(log_.last(), batch_.first + (singly_ ? 0 : kMaxBatch - 1));
   }
   batch_.capture = {};
   batch_.receipt = {};

@@ -233,7 +233,8 @@ Error ReplicaLink::Judge(Deadline deadline) {
   const RunningMount running{.mount_number = options_.mount_number,
                              .first_held = log_.first(),
                              .last = log_.last(),
-                             .replica_took_part = took_part_};
+                             .replica_took_part = took_part_,
+                             .replica_is_member = is_member_};
   const CopyDecision decision = Decide(options_.history, running, HistoryOf(*replica));
   const bool good = decision == CopyDecision::kNew || decision == CopyDecision::kContinue ||
                     decision == CopyDecision::kReplay;
@@ -294,6 +295,10 @@ Result<Connector::Connection> ReplicaLink::Open(bool daemon, const std::string& 
                     {"reason", std::string(reply.status().message())}});
     return Error{absl::IsFailedPrecondition(reply.status()) ? ESHUTDOWN : ENOTCONN,
                  "open a session to the replica"};
+  }
+  if (daemon) {
+    const std::lock_guard lock(mutex_);
+    is_member_ = true;
   }
   std::array<std::byte, 16> ticket{};
   if (reply->ticket().size() != ticket.size() || reply->data_addresses().empty()) {

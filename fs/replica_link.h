@@ -106,6 +106,7 @@ class ReplicaLink final : public Connector {
   bool stopping_ = false;
   bool reachable_ = true;
   bool took_part_ = false;  // its copy was judged good in this mount
+  bool is_member_ = false;  // it has recorded this mount
   bool stale_ = false;      // it was judged not to be
   std::function<void()> recovered_;
   std::thread thread_;

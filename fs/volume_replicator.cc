@@ -92,8 +92,13 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
     result = AwaitOperation(number);
     page_.EndSizeOperation(file.slot_index(), 2 * number, new_size);
     file.NotDurable();
+    ++changes_;
     tail = TailOf(old_size, new_size);
     file.Hold(tail);
+  }
+  if (result != 0 && !tail.empty()) {
+    Keep(file);
+    Wake();
   }
   if (result == 0 && !tail.empty()) {
     FileState::Capture capture(file, tail, {});

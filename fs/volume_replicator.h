@@ -151,7 +151,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   OwnWaits own_waits_{*this};
   Replication replication_;
   Replication own_replication_;
-  ForeignStores* stores_ = nullptr;
+  std::atomic<ForeignStores*> stores_{nullptr};
 
   FreezeGate gate_;
   std::mutex namespace_mutex_;

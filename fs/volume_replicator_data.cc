@@ -92,20 +92,24 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
   int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2, sender);
   if (error == 0) {
     const uint64_t mark = file.durability_mark();
-    if (level == WaitLevel::kReceived) {
-      file.NotDurable();
-      ++changes_;
-    }
     DescriptorSource source(file.backing_fd());
     const std::vector<Extent> extents = capture.extents().extents();
     Replication& replication = sender == Sender::kCaller ? replication_ : own_replication_;
     error = replication.Replicate(file.target(), extents, source, level, local).code;
+    if (level == WaitLevel::kReceived) {
+      // Counted when it has arrived (or may have): a barrier that began before does not cover it. Until then the capture keeps the flag up.
+      file.NotDurable();
+      ++changes_;
+    }
     if (error == 0) {
       capture.Succeeded();
       if (level == WaitLevel::kDurable) {
         file.Durable(mark);
       }
     }
+  }
+  if (error != 0 && file.gone()) {
+    return 0;  // it left the volume meanwhile, with all that was dirty of it
   }
   return error;
 }
@@ -139,8 +143,8 @@ int VolumeReplicator::CaptureAndSync(FileState& file, Extent range, ProcessSeria
   const FileState::RaisedFlag flag(file);
   std::unique_lock lock(file.capture_mutex());
   ExtentSet taken;
-  if (stores_ != nullptr) {
-    stores_->Take(file.id(), range, asking, taken);
+  if (ForeignStores* stores = stores_; stores != nullptr) {
+    stores->Take(file.id(), range, asking, taken);
   }
   FileState::Capture capture(file, range, taken);
   lock.unlock();
@@ -192,7 +196,7 @@ int VolumeReplicator::SyncAll(ProcessSerial asking) {
   std::vector<std::pair<std::shared_ptr<FileState>, uint64_t>> marks;
   int result = 0;
   for (std::shared_ptr<FileState>& file : AllFiles()) {
-    if (file->DirtyIn(kWholeFile) || file->writing_mappers() != 0) {
+    if (file->writing_mappers() != 0 || Dirty(*file, kWholeFile)) {
       const int error = CaptureAndSync(*file, kWholeFile, asking, nullptr);
       result = result != 0 ? result : error;
     }
@@ -223,7 +227,8 @@ int VolumeReplicator::SyncOthers(FileState& file, Extent range, ProcessSerial as
 bool VolumeReplicator::Dirty(FileState& file, Extent range) {
   const std::lock_guard lock(file.capture_mutex());
   // In this order: a program's tickets close only when its bytes are on the replicas or here.
-  const bool theirs = stores_ != nullptr && stores_->Any(file.id(), range);
+  ForeignStores* const stores = stores_;
+  const bool theirs = stores != nullptr && stores->Any(file.id(), range);
   return file.DirtyIn(range) || theirs;
 }
 
@@ -248,7 +253,7 @@ void VolumeReplicator::TakeOver(FileId id) {
   {
     const FileState::RaisedFlag flag(*file);
     const std::lock_guard lock(file->capture_mutex());
-    stores_->Take(id, kWholeFile, ProcessSerial::kNone, taken);
+    stores_.load()->Take(id, kWholeFile, ProcessSerial::kNone, taken);
     file->Hold(taken);
   }
   Keep(*file);
@@ -257,7 +262,9 @@ void VolumeReplicator::TakeOver(FileId id) {
 
 void VolumeReplicator::Keep(FileState& file) {
   const std::lock_guard lock(files_mutex_);
-  unsettled_.emplace(file.id(), file.shared_from_this());
+  if (!file.gone()) {
+    unsettled_.emplace(file.id(), file.shared_from_this());
+  }
 }
 
 void VolumeReplicator::Start() {

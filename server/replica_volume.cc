@@ -92,6 +92,13 @@ absl::Status ReplicaVolume::OpenBacking() {
   const bool same_mount = length == sizeof mark && mark[0] == record_.mount_number;
   applied_ = same_mount ? std::max(mark[1], record_.operation) : record_.operation;
   operation_durable_ = record_.operation;
+  if (!record_.clean) {
+    // What the last daemon had received is applied and perhaps not durable, and nobody remembers which of it: a barrier would make nothing of it so.
+    domain_->TreeChanged();
+    if (const int error = domain_->PersistEverything(); error != 0) {
+      return absl::ErrnoToStatus(error, absl::StrCat("make durable what ", options_.backing, " holds"));
+    }
+  }
   return absl::OkStatus();
 }
 

@@ -105,6 +105,38 @@ TEST_F(OperationCourierTest, Trap9_ARefusedOperationTellsItsOwnCallerWhyAlsoWhen
   EXPECT_EQ(courier_->refusal(), 0);
 }
 
+// What a ReplicaLink does: each new connection says how far the replica is.
+class ResumingConnector : public Connector {
+ public:
+  explicit ResumingConnector(FakeReplica& replica) : replica_(replica) {}
+  Result<Connection> Connect(SessionId session, Sequence next_sequence, Deadline deadline) override {
+    Result<Connection> connection = replica_.Connect(session, next_sequence, deadline);
+    if (connection.ok() && courier != nullptr) {
+      courier->Resumed(applied);
+    }
+    return connection;
+  }
+  OperationCourier* courier = nullptr;
+  std::atomic<uint64_t> applied{0};
+
+ private:
+  FakeReplica& replica_;
+};
+
+TEST_F(OperationCourierTest, P3_ARefusedOperationWhoseRepeatWasAppliedWithoutAnAnswerIsNotFollowedByNothing) {
+  ResumingConnector connector(replica_);
+  const std::unique_ptr<DataSession> session = std::move(DataSession::Create(connector)).value();
+  OperationCourier courier(log_, *session, Epoch{1});
+  connector.courier = &courier;
+  Watch([](uint64_t) { return FakeReplica::Answer{FakeReplica::Reaction::kRefuse, RefusalCode::kNoSpace}; });
+  Append();
+  EXPECT_EQ(courier.Deliver(1, Deadline::After(milliseconds(100))), ENOSPC);
+  connector.applied = 1;  // as if the repeat had arrived and the connection broken before its answer
+  session->Disconnect();
+  EXPECT_EQ(courier.Deliver(1, Deadline::After(seconds(20))), 0);
+  EXPECT_EQ(courier.applied(), 1U);
+}
+
 TEST_F(OperationCourierTest, P3_ACutIsAbsorbed) {
   std::atomic<int> cuts = 3;
   Watch([&](uint64_t) {

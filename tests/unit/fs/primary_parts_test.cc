@@ -48,6 +48,19 @@ TEST(CopyDecision, P5_OnlyACleanEndAtTheSameOperationOfTheSameMountContinues) {
   EXPECT_EQ(Decide(end, mount, other), CopyDecision::kForeign);
 }
 
+TEST(CopyDecision, P5_AMemberThatComesBackEmptyOrOlderIsNotTakenForNewOrClean) {
+  const CopyHistory blank{.empty = true};
+  const CopyHistory primary{
+      .generation = 9, .mount_number = 3, .operation = 70, .clean = true, .empty = true};
+  RunningMount mount{.mount_number = 4, .last = 80, .replica_took_part = true};
+  EXPECT_EQ(Decide(primary, mount, blank), CopyDecision::kNew)
+      << "the answer to its first session may have been lost";
+  EXPECT_EQ(Decide(primary, mount, primary), CopyDecision::kContinue);
+  mount.replica_is_member = true;
+  EXPECT_EQ(Decide(primary, mount, blank), CopyDecision::kNeedsCopy) << "its disk was replaced";
+  EXPECT_EQ(Decide(primary, mount, primary), CopyDecision::kNeedsCompare) << "a snapshot was put back";
+}
+
 TEST(CopyDecision, P3_ACopyThatLostContactIsReplayedOnlyWhileThePrimaryHoldsAllItLacks) {
   const CopyHistory primary{.generation = 9, .mount_number = 3};
   const RunningMount mount{.mount_number = 4, .first_held = 50, .last = 80, .replica_took_part = true};

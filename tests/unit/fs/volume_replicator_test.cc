@@ -285,6 +285,64 @@ TEST_F(VolumeReplicatorTest, AFileThatLeftTheVolumeLeavesNothingDirtyBehind) {
   EXPECT_EQ(engine_->dirty_bytes(), 0U);
 }
 
+TEST_F(VolumeReplicatorTest, ACaptureThatFailsAfterItsFileLeftTheVolumeBringsNothingBack) {
+  Start(OnLoss::kFail, milliseconds(400));
+  replica().SetConnectError(ECONNREFUSED);
+  std::thread writer([&] { EXPECT_EQ(Write(0, "x"), 0) << "nothing of it is missing anywhere"; });
+  EXPECT_TRUE(Eventually([&] { return file_->DirtyIn({0, 1}); }));
+  EXPECT_EQ(engine_->Change([](NamespaceOp& op) {
+    op.kind = OpKind::kForgetOrphan;
+    op.target = kFile;
+    return 0;
+  }),
+            EIO);
+  writer.join();
+  EXPECT_FALSE(file_->DirtyIn({0, 1}));
+  EXPECT_EQ(engine_->dirty_bytes(), 0U);
+}
+
+TEST_F(VolumeReplicatorTest, Trap8_TheTailOfAGrowthThatFailedIsKeptBeyondTheLastHandle) {
+  Start(OnLoss::kFail, milliseconds(100));
+  engine_->Start();
+  ASSERT_EQ(Truncate(5000), 0);
+  char* map =
+      static_cast<char*>(::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, backing_.get(), 0));
+  ASSERT_NE(map, MAP_FAILED);
+  map[5001] = 'T';
+  replica().SetConnectError(ECONNREFUSED);
+  replica().CutNow();
+  EXPECT_TRUE(Eventually([&] { return Truncate(8192) == EIO; }));  // once the cut is noticed
+  file_.reset();
+  EXPECT_NE(engine_->dirty_bytes(), 0U);
+  replica().SetConnectError(0);
+  ASSERT_TRUE(replicas_[0]->session->EnsureConnected(Deadline::After(seconds(20))).ok());
+  EXPECT_TRUE(Eventually([&] { return engine_->dirty_bytes() == 0; }));
+  EXPECT_EQ(Replicated(5001, 1), "T");
+  ::munmap(map, 8192);
+}
+
+TEST_F(VolumeReplicatorTest, Trap4_ASyncOfTheVolumeAsksProgramsAlsoForFilesThatNoneHasMapped) {
+  Start(OnLoss::kFail, seconds(20));
+  stores_.stored = {0, 8};  // a capture under way in a program that has unmapped the file
+  ASSERT_EQ(engine_->SyncAll(ProcessSerial::kNone), 0);
+  EXPECT_TRUE(stores_.stored.empty());
+}
+
+TEST_F(VolumeReplicatorTest, AWriteIsCountedAsNotDurableOnlyWhenItHasArrived) {
+  Start(OnLoss::kFail, seconds(20));
+  std::atomic<bool> seen{false};
+  replica().SetScript([&](const FakeReplica::Frame& frame) {
+    if (frame.kind() == FrameKind::kDataImage) {
+      seen = file_->durability_mark() == 0 &&
+             flag();  // a barrier that begins now must not settle it, and programs ask meanwhile
+    }
+    return FakeReplica::Answer{};
+  });
+  ASSERT_EQ(Write(0, "x"), 0);
+  EXPECT_TRUE(seen);
+  EXPECT_EQ(file_->durability_mark(), 1U);
+}
+
 TEST_F(VolumeReplicatorTest, AFullLogIsMadeDurableAndGoesOn) {
   Start(OnLoss::kFail, seconds(20));
   for (size_t i = 0; i < OperationLog::kMaxOperations + 10; ++i) {

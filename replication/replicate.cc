@@ -26,6 +26,9 @@ constexpr milliseconds kConnectSlice{
     1000};                              // one try to connect, after which the volume page is looked at again
 constexpr milliseconds kFirstPause{1};  // between attempts that cannot succeed at once; doubles up to
 constexpr milliseconds kLongestPause{64};
+// What one frame of a large capture carries at most: while the replica applies it, the next one is copied. Measured with 4 MiB in pages: a
+// quarter less time than with the largest frames, and no more with smaller ones.
+constexpr size_t kPipelinedFrame = 256 << 10;
 constexpr int kRetriesAtOnce = 3;  // then with pauses: what was in the way is still there
 
 using ReplicaMask = uint8_t;
@@ -357,7 +360,7 @@ void Sync::SendToEach(Attempt& attempt, FrameToSend frame) {
 }
 
 size_t Sync::FrameBudget(ReplicaMask replicas) const {
-  size_t budget = kMaxFrame;
+  size_t budget = kPipelinedFrame;
   ForEach(replicas, [&](size_t replica) { budget = std::min(budget, sessions_[replica]->FrameBudget()); });
   return budget;
 }

@@ -54,6 +54,17 @@ class Programs(ClusterTest):
     def test_copies_are_equal_after_preloaded_programs_ended(self):
         self.end_cleanly(preload=True)
 
+    def test_P8_both_copies_are_files_that_the_program_goes_on_with_without_pmirror(self):
+        cluster = self.cluster()
+        self.assertEqual(cluster.writer("lmdb_writer", "ledger", "--writemap", "--count", "40").finish(), 0)
+        nodes = [cluster.primary, cluster.replica]
+        for node in nodes:  # the primary first: it parts from its replica
+            cluster.stop(node)
+        for node in nodes:
+            with self.subTest(node):
+                found = cluster.run(cluster.app("lmdb_writer"), "write", "--count", "5", cluster.backing(node, "ledger"), preload=False)
+                self.assertEqual((found.returncode, found.stdout.split()), (0, ["41", "42", "43", "44", "45"]), found.stderr)
+
     def test_P7_programs_under_jemalloc_work(self):
         self.end_cleanly(preload=True, LD_PRELOAD="libjemalloc.so.2")
 

@@ -200,7 +200,7 @@ TEST_P(WriteTrackerTest, Trap4StoppedProcessIsScannedThroughItsPagemap) {
 
 INSTANTIATE_TEST_SUITE_P(FileSystems, WriteTrackerTest, ::testing::Values("/dev/shm", "/tmp"));
 
-TEST(ProveFileSystem, PageCacheIsProvenWithWrittenAlone) {
+TEST(ProveFileSystem, Trap13PageCacheIsProvenWithWrittenAlone) {
   if (!WriteTracker::Open().ok()) {
     GTEST_SKIP() << "this kernel does not track";
   }
@@ -211,12 +211,12 @@ TEST(ProveFileSystem, PageCacheIsProvenWithWrittenAlone) {
   }
 }
 
-TEST(ProveFileSystem, NothingIsProvenWhereNoFileCanBeMade) {
+TEST(ProveFileSystem, Trap13NothingIsProvenWhereNoFileCanBeMade) {
   EXPECT_EQ(ProveFileSystem(Directory("/proc").get(), Deadline::After(std::chrono::seconds(30))),
             Tracking::kNone);
 }
 
-TEST(ProveFileSystem, NothingIsProvenAfterTheDeadline) {
+TEST(ProveFileSystem, Trap13NothingIsProvenAfterTheDeadline) {
   EXPECT_EQ(ProveFileSystem(Directory("/dev/shm").get(), Deadline::After(std::chrono::nanoseconds(0))),
             Tracking::kNone);
 }

@@ -100,7 +100,12 @@ struct ReplicationRig {
   }
   CaptureTarget target() { return {.file = kFile, .order = &order, .slot = &page.slots[0]}; }
   void Fill(uint8_t value) { std::fill(source.memory.begin(), source.memory.end(), std::byte{value}); }
-  Error Replicate(std::vector<Extent> extents, WaitLevel level = WaitLevel::kDurable,
+  // A list, not a vector: tests call this while signals come, whose handlers must not have interrupted an allocator.
+  Error Replicate(std::initializer_list<Extent> extents, WaitLevel level = WaitLevel::kDurable,
+                  LocalPersist* local = nullptr) {
+    return replication->Replicate(target(), {extents.begin(), extents.size()}, source, level, local);
+  }
+  Error Replicate(const std::vector<Extent>& extents, WaitLevel level = WaitLevel::kDurable,
                   LocalPersist* local = nullptr) {
     return replication->Replicate(target(), extents, source, level, local);
   }

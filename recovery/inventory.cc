@@ -78,15 +78,16 @@ std::vector<std::string> SplitNames(const std::string& list) {
   return names;
 }
 
-// Reads the xattrs of an object: its id and the CRC of what programs see. False: errno is set.
-bool ReadXattrs(const std::string& object, TreeItem& item) {
+// Reads the xattrs of an object: its id, the CRC of what programs see, and that itself when it is asked for.
+// False: errno is set.
+bool ReadXattrs(const std::string& object, InventoryDetail detail, TreeItem& item) {
   const auto list = Filled([&](char* to, size_t size) { return ::llistxattr(object.c_str(), to, size); });
   if (!list) {
     return errno == ENOTSUP;
   }
   uint32_t crc = 0;
   for (const std::string& name : SplitNames(*list)) {
-    const auto value =
+    auto value =
         Filled([&](char* to, size_t size) { return ::lgetxattr(object.c_str(), name.c_str(), to, size); });
     if (!value) {
       if (errno == ENODATA) {
@@ -104,13 +105,18 @@ bool ReadXattrs(const std::string& object, TreeItem& item) {
     crc = Crc32c(crc, Bytes(std::string_view(name.c_str(), name.size() + 1)));
     crc = Crc32c(crc, std::as_bytes(std::span(&length, 1)));
     crc = Crc32c(crc, Bytes(*value));
+    if (detail == InventoryDetail::kFull) {
+      item.xattrs.emplace_back(name, *std::move(value));
+    }
   }
   item.xattr_crc = crc;
   return true;
 }
 
+OpTime ToOpTime(const timespec& time) { return {.seconds = time.tv_sec, .nanoseconds = time.tv_nsec}; }
+
 // Describes `name` in `directory` (the directory itself when empty). False: errno is set.
-bool Describe(int directory, const std::string& name, TreeItem& item) {
+bool Describe(int directory, const std::string& name, InventoryDetail detail, TreeItem& item) {
   struct stat attributes {};
   if (::fstatat(directory, name.c_str(), &attributes, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0) {
     return false;
@@ -129,7 +135,11 @@ bool Describe(int directory, const std::string& name, TreeItem& item) {
     }
     item.target.resize(static_cast<size_t>(length));
   }
-  return ReadXattrs(ProcPath(directory, name), item);
+  if (detail == InventoryDetail::kFull) {
+    item.atime = ToOpTime(attributes.st_atim);
+    item.mtime = ToOpTime(attributes.st_mtim);
+  }
+  return ReadXattrs(ProcPath(directory, name), detail, item);
 }
 
 absl::StatusOr<Level> Enter(UniqueFd directory, std::string path) {
@@ -154,22 +164,10 @@ absl::StatusOr<Level> Enter(UniqueFd directory, std::string path) {
   return level;
 }
 
-}  // namespace
-
-FileId IdOf(int fd) {
-  FileId id = FileId::kNone;
-  return ::fgetxattr(fd, kIdXattr, &id, sizeof(id)) == sizeof(id) ? id : FileId::kNone;
-}
-
-absl::StatusOr<Inventory> TakeInventory(int root_fd) {
-  Inventory inventory(1);
-  UniqueFd root(::openat(root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!root.valid() || !Describe(root.get(), "", inventory.front())) {
-    return Failed("read", "");
-  }
-  inventory.front().id = FileId::kRoot;  // by its place, whatever it carries
+// Appends what is below `directory`, whose path is `path`.
+absl::Status Walk(UniqueFd directory, std::string path, InventoryDetail detail, Inventory& inventory) {
   std::vector<Level> levels;
-  absl::StatusOr<Level> top = Enter(std::move(root), "");
+  absl::StatusOr<Level> top = Enter(std::move(directory), std::move(path));
   if (!top.ok()) {
     return top.status();
   }
@@ -184,7 +182,8 @@ absl::StatusOr<Inventory> TakeInventory(int root_fd) {
     level.names.pop_back();
     TreeItem item;
     item.path = level.path.empty() ? name : fmt::format("{}/{}", level.path, name);
-    if (!Describe(level.directory.get(), name, item)) {
+    item.orphan = level.path == kOrphansPath;
+    if (!Describe(level.directory.get(), name, detail, item)) {
       if (errno == ENOENT) {
         continue;
       }
@@ -194,19 +193,48 @@ absl::StatusOr<Inventory> TakeInventory(int root_fd) {
     if (!S_ISDIR(item.mode)) {
       continue;
     }
-    UniqueFd directory(
+    UniqueFd inner(
         ::openat(level.directory.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (!directory.valid()) {
+    if (!inner.valid()) {
       if (errno == ENOENT || errno == ENOTDIR) {
         continue;
       }
       return Failed("open", item.path);
     }
-    absl::StatusOr<Level> next = Enter(std::move(directory), item.path);
+    absl::StatusOr<Level> next = Enter(std::move(inner), item.path);
     if (!next.ok()) {
       return next.status();
     }
     levels.push_back(*std::move(next));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+FileId IdOf(int fd) {
+  FileId id = FileId::kNone;
+  return ::fgetxattr(fd, kIdXattr, &id, sizeof(id)) == sizeof(id) ? id : FileId::kNone;
+}
+
+absl::StatusOr<Inventory> TakeInventory(int root_fd, InventoryDetail detail) {
+  Inventory inventory(1);
+  UniqueFd root(::openat(root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!root.valid() || !Describe(root.get(), "", detail, inventory.front())) {
+    return Failed("read", "");
+  }
+  inventory.front().id = FileId::kRoot;  // by its place, whatever it carries
+  absl::Status status = Walk(std::move(root), "", detail, inventory);
+  if (status.ok() && detail == InventoryDetail::kFull) {
+    UniqueFd orphans(::openat(root_fd, kOrphansPath, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (orphans.valid()) {
+      status = Walk(std::move(orphans), kOrphansPath, detail, inventory);
+    } else if (errno != ENOENT) {
+      status = Failed("open", kOrphansPath);
+    }
+  }
+  if (!status.ok()) {
+    return status;
   }
   return inventory;
 }

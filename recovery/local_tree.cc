@@ -37,7 +37,7 @@ UniqueFd OpenPath(int root, std::string_view path) {
 }  // namespace
 
 absl::StatusOr<Inventory> LocalTree::Inventory() {
-  absl::StatusOr<recovery::Inventory> inventory = TakeInventory(root_.get());
+  absl::StatusOr<recovery::Inventory> inventory = TakeInventory(root_.get(), detail_);
   if (inventory.ok()) {
     paths_.clear();
     for (const TreeItem& item : *inventory) {

@@ -14,8 +14,9 @@ namespace pmirror::recovery {
 // thread-safe.
 class LocalTree : public VerifySide {
  public:
-  // `root`: descriptor of the backing directory.
-  explicit LocalTree(UniqueFd root) : root_(std::move(root)) {}
+  // `root`: descriptor of the backing directory. `detail`: of its inventories.
+  explicit LocalTree(UniqueFd root, InventoryDetail detail = InventoryDetail::kCompare)
+      : root_(std::move(root)), detail_(detail) {}
 
   absl::StatusOr<recovery::Inventory> Inventory() override;
   absl::StatusOr<BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
@@ -26,6 +27,7 @@ class LocalTree : public VerifySide {
   absl::StatusOr<UniqueFd> Open(FileId file);
 
   UniqueFd root_;
+  const InventoryDetail detail_;
   std::map<FileId, std::string> paths_;  // of regular files
 };
 

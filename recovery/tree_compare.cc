@@ -18,7 +18,9 @@ using ByPath = std::map<std::string_view, const TreeItem*>;
 ByPath Index(const Inventory& inventory) {
   ByPath index;
   for (const TreeItem& item : inventory) {
-    index.emplace(item.path, &item);
+    if (!item.orphan) {
+      index.emplace(item.path, &item);
+    }
   }
   return index;
 }

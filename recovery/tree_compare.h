@@ -37,7 +37,7 @@ struct Difference {
 };
 
 // In the order of paths. Files of equal size that may still differ in data are not in it: that is
-// ComparableFiles' business. Both inventories' paths must be unique.
+// ComparableFiles' business. Both inventories' paths must be unique; orphans are not compared.
 std::vector<Difference> CompareTrees(const Inventory& original, const Inventory& copy);
 
 // The regular files that both have under one id, each id once, with the smaller of the two sizes.

@@ -24,7 +24,12 @@ grpc::Status ToGrpc(const absl::Status& status) {
 
 grpc::Status NotFound(const std::string& sentence) { return {grpc::StatusCode::NOT_FOUND, sentence}; }
 
-control::InventoryItem ToMessage(const recovery::TreeItem& item) {
+void ToMessage(const OpTime& time, control::Time& message) {
+  message.set_seconds(time.seconds);
+  message.set_nanoseconds(time.nanoseconds);
+}
+
+control::InventoryItem ToMessage(const recovery::TreeItem& item, recovery::InventoryDetail detail) {
   control::InventoryItem message;
   message.set_file(Raw(item.id));
   message.set_path(item.path);
@@ -36,6 +41,16 @@ control::InventoryItem ToMessage(const recovery::TreeItem& item) {
   message.set_target(item.target);
   message.set_xattr_crc(item.xattr_crc);
   message.set_links(item.links);
+  if (detail == recovery::InventoryDetail::kFull) {
+    message.set_orphan(item.orphan);
+    for (const auto& [name, value] : item.xattrs) {
+      control::Xattr& xattr = *message.add_xattrs();
+      xattr.set_name(name);
+      xattr.set_value(value);
+    }
+    ToMessage(item.atime, *message.mutable_atime());
+    ToMessage(item.mtime, *message.mutable_mtime());
+  }
   return message;
 }
 
@@ -147,12 +162,14 @@ struct ControlService::Impl final : control::Control::Service {
     if (replica == nullptr) {
       return refusal;
     }
-    const absl::StatusOr<recovery::Inventory> inventory = replica->Inventory();
+    const recovery::InventoryDetail detail =
+        request->full() ? recovery::InventoryDetail::kFull : recovery::InventoryDetail::kCompare;
+    const absl::StatusOr<recovery::Inventory> inventory = replica->Inventory(detail);
     if (!inventory.ok()) {
       return ToGrpc(inventory.status());
     }
     for (const recovery::TreeItem& item : *inventory) {
-      if (!writer->Write(ToMessage(item))) {
+      if (!writer->Write(ToMessage(item, detail))) {
         return {grpc::StatusCode::CANCELLED, "the caller is gone"};
       }
     }

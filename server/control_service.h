@@ -47,7 +47,7 @@ class ReplicaView {
   virtual absl::StatusOr<control::OpenSessionReply> OpenSession(
       const control::OpenSessionRequest& request) = 0;
   virtual absl::Status Leave(const control::LeaveRequest& request) = 0;
-  virtual absl::StatusOr<recovery::Inventory> Inventory() = 0;
+  virtual absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) = 0;
   virtual absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) = 0;
   // As PrimaryView's; `replicas` gets this node's own copy, which calls itself in-sync only while the primary
   // says so.

@@ -7,6 +7,10 @@
 namespace pmirror::server {
 namespace {
 
+OpTime ToTime(const control::Time& message) {
+  return {.seconds = message.seconds(), .nanoseconds = message.nanoseconds()};
+}
+
 recovery::TreeItem ToItem(const control::InventoryItem& message) {
   recovery::TreeItem item;
   item.path = message.path();
@@ -19,19 +23,28 @@ recovery::TreeItem ToItem(const control::InventoryItem& message) {
   item.target = message.target();
   item.xattr_crc = message.xattr_crc();
   item.links = message.links();
+  item.orphan = message.orphan();
+  for (const control::Xattr& xattr : message.xattrs()) {
+    item.xattrs.emplace_back(xattr.name(), xattr.value());
+  }
+  item.atime = ToTime(message.atime());
+  item.mtime = ToTime(message.mtime());
   return item;
 }
 
 }  // namespace
 
-RemoteTree::RemoteTree(proto::ControlClient& client, const Uuid& volume, std::chrono::milliseconds timeout)
+RemoteTree::RemoteTree(proto::ControlClient& client, const Uuid& volume, std::chrono::milliseconds timeout,
+                       recovery::InventoryDetail detail)
     : client_(client),
       volume_(reinterpret_cast<const char*>(volume.data()), volume.size()),
-      timeout_(timeout) {}
+      timeout_(timeout),
+      detail_(detail) {}
 
 absl::StatusOr<recovery::Inventory> RemoteTree::Inventory() {
   control::InventoryRequest request;
   request.set_volume(volume_);
+  request.set_full(detail_ == recovery::InventoryDetail::kFull);
   recovery::Inventory inventory;
   const absl::Status status =
       client_.Inventory(request, timeout_, [&inventory](const control::InventoryItem& message) {

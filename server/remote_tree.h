@@ -12,8 +12,10 @@ namespace pmirror::server {
 
 class RemoteTree : public recovery::VerifySide {
  public:
-  // `client` must outlive it. `timeout`: of one call; an inventory of a large tree takes long.
-  RemoteTree(proto::ControlClient& client, const Uuid& volume, std::chrono::milliseconds timeout);
+  // `client` must outlive it. `timeout`: of one call; an inventory of a large tree takes long. `detail`: of
+  // its inventories.
+  RemoteTree(proto::ControlClient& client, const Uuid& volume, std::chrono::milliseconds timeout,
+             recovery::InventoryDetail detail = recovery::InventoryDetail::kCompare);
 
   absl::StatusOr<recovery::Inventory> Inventory() override;
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
@@ -22,6 +24,7 @@ class RemoteTree : public recovery::VerifySide {
   proto::ControlClient& client_;
   const std::string volume_;  // 16 bytes
   const std::chrono::milliseconds timeout_;
+  const recovery::InventoryDetail detail_;
 };
 
 }  // namespace pmirror::server

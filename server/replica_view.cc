@@ -54,13 +54,13 @@ absl::Status ReplicaVolumeView::Leave(const control::LeaveRequest& request) {
                         .mount_number = request.mount_number()});
 }
 
-absl::StatusOr<recovery::Inventory> ReplicaVolumeView::Inventory() {
+absl::StatusOr<recovery::Inventory> ReplicaVolumeView::Inventory(recovery::InventoryDetail detail) {
   UniqueFd root(::fcntl(volume_.backing_directory(), F_DUPFD_CLOEXEC, 0));
   if (!root.valid()) {
     return absl::ErrnoToStatus(errno, "cannot duplicate the descriptor of the backing directory");
   }
   const std::lock_guard lock(tree_mutex_);
-  tree_ = std::make_unique<recovery::LocalTree>(std::move(root));
+  tree_ = std::make_unique<recovery::LocalTree>(std::move(root), detail);
   return tree_->Inventory();
 }
 

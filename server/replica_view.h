@@ -23,7 +23,7 @@ class ReplicaVolumeView : public ReplicaView {
   control::ReplicaState CopyState() override;
   absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request) override;
   absl::Status Leave(const control::LeaveRequest& request) override;
-  absl::StatusOr<recovery::Inventory> Inventory() override;
+  absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) override;
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
   void FillStatus(control::VolumeStatus& status) override;
   void SetReachable(const std::string& node, bool reachable) override;

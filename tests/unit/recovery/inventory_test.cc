@@ -108,6 +108,56 @@ TEST_F(InventoryTest, XattrCrcFollowsProgramsAttributesAndIgnoresPmirrorsOwn) {
   EXPECT_NE(Item("file").xattr_crc, red);
 }
 
+TEST_F(InventoryTest, FullDetailBringsXattrsTimesAndOrphansAndTheOtherDoesNot) {
+  std::filesystem::create_directories(root_ / kOrphansPath / "0000000000000008");
+  Write("file", "");
+  SetId("file", 5);
+  Write(".pmirror/orphans/0000000000000007", "kept");
+  SetId(".pmirror/orphans/0000000000000007", 7);
+  Write(".pmirror/orphans/0000000000000008/inside", "");
+  const std::string path = (root_ / "file").string();
+  ASSERT_EQ(::setxattr(path.c_str(), "trusted.b", "red", 3, 0), 0);
+  ASSERT_EQ(::setxattr(path.c_str(), "trusted.a", "", 0, 0), 0);
+  const timespec times[2] = {{.tv_sec = 1, .tv_nsec = 2}, {.tv_sec = 3, .tv_nsec = 4}};
+  ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
+
+  EXPECT_EQ(Take().size(), 2u);
+  EXPECT_TRUE(Item("file").xattrs.empty());
+  EXPECT_EQ(Item("file").mtime, OpTime{});
+
+  const absl::StatusOr<Inventory> full = TakeInventory(Open().get(), InventoryDetail::kFull);
+  ASSERT_TRUE(full.ok()) << full.status();
+  ASSERT_EQ(full->size(), 5u);
+  const TreeItem& file = (*full)[1];
+  EXPECT_EQ(file.xattrs, (Xattrs{{"trusted.a", ""}, {"trusted.b", "red"}}));
+  EXPECT_EQ(file.xattr_crc, Item("file").xattr_crc);
+  EXPECT_EQ(file.atime, (OpTime{1, 2}));
+  EXPECT_EQ(file.mtime, (OpTime{3, 4}));
+  EXPECT_FALSE(file.orphan);
+  EXPECT_EQ((*full)[2].path, ".pmirror/orphans/0000000000000007");
+  EXPECT_EQ((*full)[2].id, FileId{7});
+  EXPECT_TRUE((*full)[2].orphan);
+  EXPECT_TRUE((*full)[3].orphan);
+  EXPECT_EQ((*full)[4].path, ".pmirror/orphans/0000000000000008/inside");
+  EXPECT_FALSE((*full)[4].orphan);
+}
+
+TEST_F(InventoryTest, AFullInventoryWithoutPmirrorsOwnDirectoryHasNoOrphans) {
+  const absl::StatusOr<Inventory> full = TakeInventory(Open().get(), InventoryDetail::kFull);
+  ASSERT_TRUE(full.ok()) << full.status();
+  EXPECT_EQ(full->size(), 1u);
+}
+
+TEST_F(InventoryTest, LocalTreeOfFullDetailReadsOrphansToo) {
+  std::filesystem::create_directories(root_ / kOrphansPath);
+  Write(".pmirror/orphans/0000000000000007", "kept");
+  SetId(".pmirror/orphans/0000000000000007", 7);
+  LocalTree tree(Open(), InventoryDetail::kFull);
+  const absl::StatusOr<BlockChecksums> sums = tree.Checksums(FileId{7}, {0, 100}, 100);
+  ASSERT_TRUE(sums.ok()) << sums.status();
+  EXPECT_EQ(sums->size, 4u);
+}
+
 TEST_F(InventoryTest, PathsLongerThanPathMaxAreWalkedAndOpened) {
   const std::string name(200, 'd');
   UniqueFd directory = Open();

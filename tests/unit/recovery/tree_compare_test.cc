@@ -68,6 +68,12 @@ TEST(TreeCompareTest, P5_AnObjectWithoutAnIdOnBothSidesIsNotTakenForEqual) {
   EXPECT_THAT(CompareTrees({File("f", 0)}, {File("f", 0)}), ElementsAre(Difference{"f", What::kId, {}}));
 }
 
+TEST(TreeCompareTest, OrphansAreNotCompared) {
+  TreeItem orphan = File(".pmirror/orphans/0000000000000009", 9);
+  orphan.orphan = true;
+  EXPECT_THAT(CompareTrees({File("f", 2)}, {File("f", 2), orphan}), IsEmpty());
+}
+
 TEST(TreeCompareTest, ComparableFilesAreThoseOfBothSidesOnceWithTheSmallerSize) {
   TreeItem directory = File("d", 7);
   directory.mode = S_IFDIR | 0755;

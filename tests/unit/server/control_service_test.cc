@@ -103,7 +103,7 @@ class FakeReplica : public ReplicaView {
   absl::Status Leave(const control::LeaveRequest&) override {
     return absl::FailedPreconditionError("lacks operations");
   }
-  absl::StatusOr<recovery::Inventory> Inventory() override {
+  absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) override {
     recovery::TreeItem item;
     item.path = "a\xff";
     item.id = FileId{9};
@@ -111,6 +111,12 @@ class FakeReplica : public ReplicaView {
     item.size = 5;
     item.xattr_crc = 77;
     item.links = 1;
+    if (detail == recovery::InventoryDetail::kFull) {
+      item.xattrs = {{"trusted.a", std::string("\0b", 2)}, {"user.\xff", ""}};
+      item.atime = {-1, 2};
+      item.mtime = {3, 4};
+      item.orphan = true;
+    }
     return recovery::Inventory{recovery::TreeItem{}, item};
   }
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override {
@@ -232,11 +238,27 @@ TEST_F(ControlServiceTest, RemoteTreeGivesWhatTheReplicaGave) {
   EXPECT_EQ((*inventory)[1].path, "a\xff");
   EXPECT_EQ((*inventory)[1].id, FileId{9});
   EXPECT_EQ((*inventory)[1].xattr_crc, 77u);
+  EXPECT_TRUE((*inventory)[1].xattrs.empty());
   const absl::StatusOr<recovery::BlockChecksums> sums = tree.Checksums(FileId{9}, {4, 8}, 16);
   ASSERT_TRUE(sums.ok()) << sums.status();
   EXPECT_THAT(sums->crc, ElementsAre(4, 16));
   EXPECT_EQ(sums->size, 8u);
   EXPECT_EQ(tree.Checksums(FileId{1}, {4, 8}, 16).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControlServiceTest, RemoteTreeGivesTheFullDetailWhenItIsAskedFor) {
+  proto::ControlClient client({port_.address()});
+  RemoteTree tree(client, MakeUuid(2), kTimeout, recovery::InventoryDetail::kFull);
+  const absl::StatusOr<recovery::Inventory> inventory = tree.Inventory();
+  ASSERT_TRUE(inventory.ok()) << inventory.status();
+  ASSERT_EQ(inventory->size(), 2u);
+  EXPECT_FALSE((*inventory)[0].orphan);
+  const recovery::TreeItem& item = (*inventory)[1];
+  EXPECT_EQ(item.xattr_crc, 77u);
+  EXPECT_EQ(item.xattrs, (recovery::Xattrs{{"trusted.a", std::string("\0b", 2)}, {"user.\xff", ""}}));
+  EXPECT_EQ(item.atime, (OpTime{-1, 2}));
+  EXPECT_EQ(item.mtime, (OpTime{3, 4}));
+  EXPECT_TRUE(item.orphan);
 }
 
 TEST_F(ControlServiceTest, StatusTellsTheRoleOfEachVolume) {

@@ -23,7 +23,8 @@ enum class OpKind : uint8_t {
       1,  // target, parent, name, mode (type bits and permissions), uid, gid, rdev, value (symlink target, else empty)
   kCreateOrphan,  // target, mode, uid, gid: an object without a name (O_TMPFILE)
   kLink,          // target, parent, name: another name; gives an orphan its first one
-  kUnlink,  // target, parent, name; flags: kOpOrphaned when it was the last name and the primary holds the object open
+  kUnlink,  // target, parent, name; flags: kOpOrphaned when it was the last name and the primary holds the object open.
+            // A resync parks objects so that only change their place, directories with their content too
   kRemoveDirectory,  // target, parent, name
   kRename,           // target, parent, name, new_parent, new_name, replaced (kNone when nothing was);
                      // flags: kOpExchange, kOpOrphaned (the replaced object is still open)

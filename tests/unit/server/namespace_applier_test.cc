@@ -142,6 +142,20 @@ TEST_F(NamespaceApplierTest, AnOrphanKeepsItsContentUntilItIsForgotten) {
   EXPECT_FALSE(index_->Contains(FileId{10}));
 }
 
+TEST_F(NamespaceApplierTest, ADirectoryIsParkedAmongTheOrphansWithItsContentAndGetsANameBack) {
+  Do(CreateOp(10, 1, "d", S_IFDIR | 0755));
+  Do(CreateOp(11, 10, "f"));
+  DoTwice(EntryOp(OpKind::kUnlink, 10, 1, "d", kOpOrphaned));
+  EXPECT_FALSE(Exists("d"));
+  EXPECT_NE(Try(ObjectOp(OpKind::kForgetOrphan, 10)), 0) << "it is not empty";
+  DoTwice(CreateOp(12, 10, "g"));
+  Do(CreateOp(13, 1, "e", S_IFDIR | 0755));
+  DoTwice(EntryOp(OpKind::kLink, 10, 13, "d"));
+  EXPECT_EQ(IdOf(directory_ / "e/d/f"), 11u);
+  EXPECT_EQ(IdOf(directory_ / "e/d/g"), 12u);
+  EXPECT_TRUE(fs::is_empty(directory_ / ".pmirror/orphans"));
+}
+
 TEST_F(NamespaceApplierTest, AnOrphanGetsItsFirstNameByLink) {
   NamespaceOp op = ObjectOp(OpKind::kCreateOrphan, 10);
   op.mode = S_IFREG | 0600;

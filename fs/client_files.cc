@@ -118,7 +118,7 @@ void ClientRequests::RefuseLease(const Process& process, const FileKey& key,
         reply.record, answer.error,
         std::string("the backing file cannot be opened: ") + ::strerror_r(answer.error, text, sizeof(text)));
   }
-  events_.Report(Severity::kWarning, "a program may not map a file",
+  events_.Report(Severity::kWarning, "program_not_served",
                  {{"volume", volumes_[key.volume].volume.name()},
                   {"process", process->name()},
                   {"file", std::to_string(Raw(key.id))},
@@ -183,10 +183,11 @@ void ClientRequests::GrantToSessions(const Process& process, const FileKey& key)
     const int error = volume.Grant(session.replica, session.id, key.id, deadline);
     if (error != 0) {
       process->CutSession(key.volume, session.replica, session.id);
-      events_.Report(Severity::kWarning, "a session was cut: its replica was not told of a file it may write",
+      events_.Report(Severity::kWarning, "session_cut",
                      {{"volume", volume.name()},
                       {"process", process->name()},
                       {"file", std::to_string(Raw(key.id))},
+                      {"reason", "its replica was not told of a file it may write"},
                       {"errno", std::to_string(error)}});
     }
   }

@@ -115,8 +115,7 @@ void ClientRegistry::Accept() {
       Admit(std::move(socket));
     } else if (errno != EINTR && errno != ECONNABORTED) {
       // No descriptor or no memory left: what waits is accepted when a connection has ended, or after a while.
-      events_.Report(Severity::kError, "a program's connection could not be accepted",
-                     {{"errno", std::to_string(errno)}});
+      events_.Report(Severity::kError, "program_not_accepted", {{"errno", std::to_string(errno)}});
       pollfd ended{.fd = wake_.get(), .events = POLLIN, .revents = 0};
       ::poll(&ended, 1, 100);
     }
@@ -210,7 +209,7 @@ bool ClientRegistry::AnswerNext(Connection& connection) {
   const RecordOutcome outcome = ReceiveRequest(connection.socket.get(), received, fault);
   if (outcome != RecordOutcome::kRequest) {
     if (outcome == RecordOutcome::kFault) {
-      Log(Severity::kWarning, "a program's connection was closed", connection, fault);
+      Log(Severity::kWarning, "program_connection_closed", connection, fault);
     }
     return false;
   }

@@ -155,7 +155,7 @@ bool ClientRequests::End(const Process& process) {
   }
   if (std::any_of(mappings.begin(), mappings.end(),
                   [](const ClientMapping& part) { return part.writable; })) {
-    events_.Report(Severity::kInfo, "a program ended without unmapping: all it mapped is captured again",
+    events_.Report(Severity::kInfo, "program_ended_mapped",
                    {{"process", process->name()}, {"mappings", std::to_string(mappings.size())}});
   }
   HoldWritable(mappings);

@@ -9,7 +9,7 @@
 
 namespace pmirror::fs {
 
-enum class Severity { kInfo, kWarning, kError };
+enum class Severity { kDebug, kInfo, kWarning, kError };  // kDebug: for the log alone
 
 class EventSink {
  public:

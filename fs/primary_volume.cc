@@ -388,7 +388,8 @@ void PrimaryVolume::Report(pid_t pid, local::ReportKind kind, FileId file, uint6
                    {{"volume", options_.name},
                     {"pid", std::to_string(pid)},
                     {"file", std::to_string(Raw(file))},
-                    {"value", std::to_string(value)}});
+                    {"reason", kind == local::ReportKind::kFailed ? std::strerror(static_cast<int>(value))
+                                                                  : "it waits for a replica"}});
   };
   if (kind == local::ReportKind::kFailed && value == ENOSPC) {
     replicator_->TakeOver(file);  // nothing but another attempt finds out when there is room

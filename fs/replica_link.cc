@@ -288,7 +288,9 @@ Result<Connector::Connection> ReplicaLink::Open(bool daemon, const std::string& 
   const absl::StatusOr<control::OpenSessionReply> reply =
       control_.OpenSession(request, Milliseconds(deadline.Remaining()));
   if (!reply.ok()) {
-    events_.Report(Severity::kWarning, "session_not_opened",
+    const bool lost = absl::IsUnavailable(reply.status()) || absl::IsDeadlineExceeded(reply.status());
+    // A loss is told by the state, when it lasts.
+    events_.Report(lost ? Severity::kDebug : Severity::kWarning, "session_not_opened",
                    {{"volume", options_.volume_name},
                     {"node", options_.replica_node},
                     {"process", process},

@@ -6,9 +6,11 @@
 #include <systemd/sd-daemon.h>
 
 #include <CLI/CLI.hpp>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -19,6 +21,7 @@
 #include "server/config.h"
 #include "server/control_service.h"
 #include "server/data_listener.h"
+#include "server/event_journal.h"
 #include "server/event_log.h"
 #include "server/host.h"
 #include "server/peer_watch.h"
@@ -33,22 +36,28 @@ constexpr int kDone = 0;
 constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
 constexpr std::chrono::milliseconds kProgramsPoll{20};
+constexpr std::chrono::milliseconds kConditionsPause{250};
 constexpr std::chrono::seconds kProgramsLeave{5};  // how long a clean end waits for programs to leave a mount
 
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
+
+std::vector<EventField> ToFields(const Event::Fields& fields) {
+  std::vector<EventField> list;
+  for (const auto& [key, value] : fields) {
+    list.emplace_back(key, value);
+  }
+  return list;
+}
 
 // What the primary's engine says, as lines of the log.
 class EngineEvents : public fs::EventSink {
  public:
   void Report(fs::Severity severity, std::string_view event, const Fields& fields) override {
-    std::vector<EventField> list;
-    for (const auto& [key, value] : fields) {
-      list.emplace_back(key, value);
-    }
-    LogEvent(severity == fs::Severity::kInfo      ? LogLevel::kInfo
+    LogEvent(severity == fs::Severity::kDebug     ? LogLevel::kDebug
+             : severity == fs::Severity::kInfo    ? LogLevel::kInfo
              : severity == fs::Severity::kWarning ? LogLevel::kWarn
                                                   : LogLevel::kError,
-             event, list);
+             event, ToFields(fields));
   }
 };
 
@@ -88,7 +97,8 @@ class PrimaryVolumeView : public PrimaryView {
 // Everything that runs, in the order in which it was started; it is stopped in the opposite order.
 class Daemon {
  public:
-  explicit Daemon(const Config& config) : config_(config), boot_(RandomIdentity()) {}
+  Daemon(const Config& config, EventJournal& journal)
+      : config_(config), journal_(journal), boot_(RandomIdentity()) {}
   ~Daemon() { Stop(); }
 
   absl::Status Start();
@@ -112,10 +122,13 @@ class Daemon {
   absl::Status MountPrimaries();
   void LeavePrimaries();
   void WatchPeers();
+  void WatchConditions();
+  void StopWatching();
 
   const Config& config_;
+  EventJournal& journal_;
   const uint64_t boot_;
-  UniqueFd lock_;
+  UniqueFd lock_;  // held to the end: the journal's too
   EngineEvents events_;
   std::vector<Replica> replicas_;
   std::unique_ptr<DataListener> listener_;
@@ -124,6 +137,11 @@ class Daemon {
   std::unique_ptr<PeerWatch> peers_;
   std::vector<ServedVolume> served_;
   std::unique_ptr<ControlService> control_;
+
+  std::mutex watch_mutex_;
+  std::condition_variable watch_ends_;
+  bool watching_ = false;  // guarded by watch_mutex_
+  std::thread watch_;
 };
 
 // Sessions, mappings and inodes each hold descriptors.
@@ -268,12 +286,40 @@ void Daemon::WatchPeers() {
   });
 }
 
+// What nobody calls about: silence, and the ends of conditions.
+void Daemon::WatchConditions() {
+  watching_ = true;
+  watch_ = std::thread([this] {
+    std::unique_lock lock(watch_mutex_);
+    while (!watch_ends_.wait_for(lock, kConditionsPause, [this] { return !watching_; })) {
+      lock.unlock();
+      for (const Replica& replica : replicas_) {
+        replica.view->WatchPrimary();
+      }
+      SettleEvents();
+      lock.lock();
+    }
+  });
+}
+
+void Daemon::StopWatching() {
+  {
+    const std::lock_guard lock(watch_mutex_);
+    watching_ = false;
+  }
+  watch_ends_.notify_all();
+  if (watch_.joinable()) {
+    watch_.join();
+  }
+}
+
 absl::Status Daemon::Start() {
   absl::StatusOr<UniqueFd> lock = LockStateDirectory(config_.state_dir);
   if (!lock.ok()) {
     return lock.status();
   }
   lock_ = *std::move(lock);
+  journal_.Open(config_.state_dir.string());
   if (absl::Status status = CheckDirectories(); !status.ok()) {
     return status;
   }
@@ -296,6 +342,7 @@ absl::Status Daemon::Start() {
     return status;
   }
   peers_->Start();
+  WatchConditions();
   return absl::OkStatus();
 }
 
@@ -303,6 +350,7 @@ void Daemon::Stop() {
   if (control_ != nullptr) {
     control_->Stop();
   }
+  StopWatching();
   peers_.reset();
   LeavePrimaries();
   if (listener_ != nullptr) {
@@ -323,7 +371,6 @@ void Daemon::Stop() {
   }
   listener_.reset();
   replicas_.clear();
-  lock_.Reset();
 }
 
 // The signals that end the daemon. Blocked in every thread, and taken by the main thread alone.
@@ -337,7 +384,11 @@ sigset_t EndingSignals() {
 }
 
 int Serve(const Config& config) {
-  SetUpEventLog(config.log_level);
+  const auto journal = std::make_shared<EventJournal>(EventJournal::Options{
+      .node = config.name, .report = [](LogLevel level, std::string_view event, const Event::Fields& fields) {
+        LogEvent(level, event, ToFields(fields));
+      }});
+  SetUpEventLog(config.log_level, journal);
   ::setenv("GRPC_VERBOSITY", "NONE", 0);  // its own lines are no events; what matters comes back as a status
   ::signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = EndingSignals();
@@ -346,9 +397,10 @@ int Serve(const Config& config) {
   LogEvent(LogLevel::kInfo, "starting",
            {{"node", config.name}, {"version", kVersion}, {"config", config.file}});
 
-  Daemon daemon(config);
+  Daemon daemon(config, *journal);
   if (absl::Status status = daemon.Start(); !status.ok()) {
     LogEvent(LogLevel::kError, "cannot_start", {{"reason", Text(status)}});
+    journal->Close();
     ::sd_notifyf(0, "STATUS=cannot start: %s", Text(status).c_str());
     return kFailed;
   }
@@ -363,6 +415,7 @@ int Serve(const Config& config) {
   LogEvent(LogLevel::kInfo, "stopping", {{"node", config.name}, {"signal", number}});
   daemon.Stop();
   LogEvent(LogLevel::kInfo, "stopped", {{"node", config.name}});
+  journal->Close();
   return kDone;
 }
 

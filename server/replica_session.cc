@@ -35,7 +35,7 @@ void ReplicaSession::Run() {
     return;
   }
   volume_->counters().connections.fetch_add(1, std::memory_order_relaxed);
-  spdlog::info(
+  spdlog::debug(
       "event=session_connected volume={} session={} node={} process=\"{}\" peer={} received={} durable={}",
       volume_->options().name, Raw(session_->identity.id), session_->identity.node,
       session_->identity.process, peer_, session_->receiver.received(), session_->receiver.durable());
@@ -47,7 +47,7 @@ void ReplicaSession::Run() {
   if (daemon) {
     volume_->DaemonWent();  // before the session is let go, so that its next connection has the last word
   }
-  spdlog::info(
+  spdlog::debug(
       "event=session_disconnected volume={} session={} node={} peer={} received={} durable={} reason=\"{}\"",
       volume_->options().name, Raw(session_->identity.id), session_->identity.node, peer_,
       session_->receiver.received(), session_->receiver.durable(),
@@ -90,7 +90,7 @@ bool ReplicaSession::AwaitHello(FrameReader::Frame& frame) {
       return false;
     }
     if (const ssize_t got = Receive(0); got <= 0) {
-      spdlog::info("event=hello_refused peer={} reason=\"closed before the hello\"", peer_);
+      spdlog::debug("event=hello_refused peer={} reason=\"closed before the hello\"", peer_);
       return false;
     }
   }

@@ -10,6 +10,8 @@
 #include <chrono>
 #include <utility>
 
+#include "server/event_log.h"
+
 namespace pmirror::server {
 
 absl::StatusOr<control::OpenSessionReply> ReplicaVolumeView::OpenSession(
@@ -73,6 +75,23 @@ absl::StatusOr<recovery::BlockChecksums> ReplicaVolumeView::Checksums(FileId fil
   return tree_->Checksums(file, extent, block);
 }
 
+ReplicaVolumeView::Primary ReplicaVolumeView::LookForPrimary(const ReplicaVolume::State& state) const {
+  const auto primary = std::find_if(
+      state.sessions.begin(), state.sessions.end(), [](const ReplicaVolume::SessionState& session) {
+        return session.connected && session.identity.kind == SessionKind::kDaemon;
+      });
+  if (primary == state.sessions.end()) {
+    return {"", false, "the primary is not connected"};
+  }
+  if (primary->silence > volume_.options().deadline) {
+    using std::chrono::milliseconds;
+    return {primary->identity.node, true,
+            fmt::format("no word from {} for {} ms", primary->identity.node,
+                        std::chrono::duration_cast<milliseconds>(primary->silence).count())};
+  }
+  return {primary->identity.node, false, ""};
+}
+
 void ReplicaVolumeView::FillStatus(control::VolumeStatus& status) {
   const ReplicaVolume::State state = volume_.state();
   status.set_epoch(Raw(state.record.epoch));
@@ -80,24 +99,43 @@ void ReplicaVolumeView::FillStatus(control::VolumeStatus& status) {
   own.set_node(node_);
   own.set_placement("message");
   own.set_recaptures(state.counters.recaptures);
-  const auto primary = std::find_if(
-      state.sessions.begin(), state.sessions.end(), [](const ReplicaVolume::SessionState& session) {
-        return session.connected && session.identity.kind == SessionKind::kDaemon;
-      });
+  const Primary primary = LookForPrimary(state);
   if (!state.refusal.empty()) {
     own.set_state("failed");
     own.set_reason(state.refusal);
-  } else if (primary == state.sessions.end()) {
+  } else if (!primary.missing.empty()) {
     own.set_state("disconnected");
-    own.set_reason("the primary is not connected");
-  } else if (primary->silence > volume_.options().deadline) {
-    using std::chrono::milliseconds;
-    own.set_state("disconnected");
-    own.set_reason(fmt::format("no word from {} for {} ms", primary->identity.node,
-                               std::chrono::duration_cast<milliseconds>(primary->silence).count()));
+    own.set_reason(primary.missing);
   } else {
     own.set_state("in-sync");
     own.set_reason(fmt::format("as {} knows: the primary is connected", node_));
+  }
+}
+
+void ReplicaVolumeView::WatchPrimary() {
+  const ReplicaVolume::State state = volume_.state();
+  const Primary primary = LookForPrimary(state);
+  if (primary.missing.empty()) {
+    if (std::exchange(lost_, false)) {
+      LogEvent(LogLevel::kInfo, "primary_back", {{"volume", volume_.options().name}, {"node", primary_}});
+    }
+    primary_ = primary.node;
+    missing_since_.reset();
+    return;
+  }
+  if (primary_.empty() || lost_) {
+    return;
+  }
+  if (state.record.clean) {
+    primary_.clear();  // it has left
+    return;
+  }
+  const auto now = std::chrono::steady_clock::now();
+  missing_since_ = missing_since_.value_or(now);
+  if (primary.silent || now - *missing_since_ >= volume_.options().deadline) {
+    lost_ = true;
+    LogEvent(LogLevel::kWarn, "primary_lost",
+             {{"volume", volume_.options().name}, {"node", primary_}, {"reason", primary.missing}});
   }
 }
 

@@ -2,8 +2,10 @@
 // A ReplicaVolume and the listener of its data sessions, as the control service sees them.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -28,12 +30,28 @@ class ReplicaVolumeView : public ReplicaView {
   void FillStatus(control::VolumeStatus& status) override;
   void SetReachable(const std::string& node, bool reachable) override;
 
+  // Tells when the primary was lost for longer than the deadline without having left, and when it is back. To be called about once a
+  // second, by one thread.
+  void WatchPrimary();
+
  private:
+  struct Primary {
+    std::string node;
+    bool silent = false;  // connected, but not heard of within the deadline
+    std::string missing;  // why it is; empty when it is there
+  };
+  Primary LookForPrimary(const ReplicaVolume::State& state) const;
+
   const std::string node_;
   ReplicaVolume& volume_;
   DataListener& listener_;
   std::mutex tree_mutex_;
   std::unique_ptr<recovery::LocalTree> tree_;  // guarded by tree_mutex_; remembers paths between questions
+
+  // Of WatchPrimary: the primary that was seen last, since when it has been missing, and whether that was told.
+  std::string primary_;
+  std::optional<std::chrono::steady_clock::time_point> missing_since_;
+  bool lost_ = false;
 };
 
 }  // namespace pmirror::server

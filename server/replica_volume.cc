@@ -126,7 +126,7 @@ absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const Session
                                                                 .node = request.node,
                                                                 .process = request.process});
   if (permit.ok()) {
-    spdlog::info(
+    spdlog::debug(
         "event=session_permitted volume={} session={} resumed={} node={} kind={} process=\"{}\" epoch={}",
         options_.name, Raw(permit->session), request.session != SessionId{}, request.node,
         request.kind == SessionKind::kDaemon ? "daemon" : "process", request.process, Raw(request.epoch));

@@ -127,7 +127,7 @@ Outcome ReplicaVolume::Revoke(const FrameHeader& header) {
     const std::shared_ptr<Session> session = sessions_.Find(SessionId{header.order});
     if (session != nullptr && session->identity.kind == SessionKind::kProcess) {
       sessions_.End(SessionId{header.order});
-      spdlog::info("event=session_revoked volume={} session={}", options_.name, header.order);
+      spdlog::debug("event=session_revoked volume={} session={}", options_.name, header.order);
     }
     return kDone;
   }

@@ -92,7 +92,7 @@ TEST_F(ClientRegistryTest, RecordsOfAnotherSizeOrVersionEndTheConnection) {
   const LocalClient crowded(socket());
   crowded.Send(wrong, {0, 0, 0});
   EXPECT_FALSE(crowded.Receive().came);
-  EXPECT_EQ(events_.Count("a program's connection was closed"), 4U);
+  EXPECT_EQ(events_.Count("program_connection_closed"), 4U);
 }
 
 TEST_F(ClientRegistryTest, RequestsOutOfPlaceAreRefusedAndTheConnectionGoesOn) {

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include "server/journal_line.h"
+
 namespace pmirror::server {
 namespace {
 
@@ -17,6 +19,29 @@ TEST(EventLogTest, ValuesThatWouldBreakTheLineAreQuoted) {
             "event=e a=\"two words\" b=\"\" c=\"x=y\"");
   EXPECT_EQ(FormatEvent("e", {{"a", "say \"no\" \\ now"}}), "event=e a=\"say \\\"no\\\" \\\\ now\"");
   EXPECT_EQ(FormatEvent("e", {{"a", "line\nbreak\t"}}), "event=e a=\"line\\x0abreak\\x09\"");
+}
+
+TEST(EventLogTest, ALineReadsBackWhateverIsInTheValues) {
+  const std::vector<EventField> fields{{"a", "plain"},      {"b", ""},
+                                       {"c", "two words"},  {"d", "x=y"},
+                                       {"e", "\"\\\n\x7f"}, {"f", "\xc3\xa4\xff"},
+                                       {"g", "x=\" h=1"},   {"h", 7}};
+  const std::optional<ParsedEvent> event = ParseEvent(FormatEvent("name", fields));
+  ASSERT_TRUE(event.has_value());
+  EXPECT_EQ(event->name, "name");
+  ASSERT_EQ(event->fields.size(), fields.size());
+  for (size_t i = 0; i < fields.size(); ++i) {
+    EXPECT_EQ(event->fields[i], std::pair(std::string(fields[i].key), fields[i].value));
+  }
+}
+
+TEST(EventLogTest, OfALineThatOthersMadeEverythingIsKept) {
+  const std::optional<ParsedEvent> event = ParseEvent("event=e node=n1 peer= name=\"a\"b\" code=5");
+  ASSERT_TRUE(event.has_value());
+  EXPECT_EQ(event->fields,
+            (Event::Fields{{"node", "n1"}, {"peer", ""}, {"name", "a"}, {"text", "b\" code=5"}}));
+  EXPECT_FALSE(ParseEvent("no event").has_value());
+  EXPECT_FALSE(ParseEvent("").has_value());
 }
 
 }  // namespace

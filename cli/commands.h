@@ -17,6 +17,7 @@ void AddRun(CLI::App& app, const std::vector<std::string>& words, int& exit_code
 void AddStatus(CLI::App& app, int& exit_code);
 void AddPing(CLI::App& app, int& exit_code);
 void AddVerify(CLI::App& app, int& exit_code);
+void AddEvents(CLI::App& app, int& exit_code);
 void AddSandbox(CLI::App& app, int& exit_code);
 
 }  // namespace pmirror::cli

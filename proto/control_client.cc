@@ -231,4 +231,9 @@ absl::Status ControlClient::Verify(const control::VerifyRequest& request, Timeou
   return impl_->Stream(&Stub::Verify, request, timeout, take);
 }
 
+absl::Status ControlClient::Events(const control::EventsRequest& request, Timeout timeout,
+                                   const std::function<bool(const control::Event&)>& take) {
+  return impl_->Stream(&Stub::Events, request, timeout, take);
+}
+
 }  // namespace pmirror::proto

@@ -56,6 +56,8 @@ class ControlClient {
                          const std::function<bool(const control::InventoryItem&)>& take);
   absl::Status Verify(const control::VerifyRequest& request, Timeout timeout,
                       const std::function<bool(const control::VerifyProgress&)>& take);
+  absl::Status Events(const control::EventsRequest& request, Timeout timeout,
+                      const std::function<bool(const control::Event&)>& take);
 
   const std::vector<std::string>& addresses() const;
 

@@ -6,6 +6,8 @@
 #include <grpcpp/grpcpp.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -16,6 +18,9 @@ namespace pmirror::server {
 namespace {
 
 constexpr int kMaxThreads = 128;
+constexpr int kMaxFollowers = 32;  // of events: each has a thread
+constexpr auto kFollowerPause = std::chrono::milliseconds(500);
+constexpr size_t kEventsAtOnce = 100;
 constexpr auto kStopGrace = std::chrono::milliseconds(500);
 
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -54,6 +59,37 @@ control::InventoryItem ToMessage(const recovery::TreeItem& item, recovery::Inven
   return message;
 }
 
+control::Event ToMessage(const Event& event) {
+  control::Event message;
+  message.set_seq(event.seq);
+  message.set_time_us(
+      std::chrono::duration_cast<std::chrono::microseconds>(event.time.time_since_epoch()).count());
+  message.set_severity(SeverityName(event.severity));
+  message.set_event(event.name);
+  message.set_node(event.node);
+  for (const auto& [key, value] : event.fields) {
+    control::EventField& field = *message.add_fields();
+    field.set_key(key);
+    field.set_value(value);
+  }
+  return message;
+}
+
+bool HasVolume(const Event& event, const std::string& volume) {
+  return std::any_of(event.fields.begin(), event.fields.end(),
+                     [&](const auto& field) { return field.first == "volume" && field.second == volume; });
+}
+
+// Counts a call of Events while it lasts.
+struct Follower {
+  explicit Follower(std::atomic<int>& all) : count(all), number(++all) {}
+  ~Follower() { --count; }
+  Follower(const Follower&) = delete;
+  Follower& operator=(const Follower&) = delete;
+  std::atomic<int>& count;
+  const int number;
+};
+
 bool IsUuid(const std::string& bytes, const Uuid& uuid) {
   return bytes.size() == uuid.size() && std::memcmp(bytes.data(), uuid.data(), uuid.size()) == 0;
 }
@@ -61,13 +97,21 @@ bool IsUuid(const std::string& bytes, const Uuid& uuid) {
 }  // namespace
 
 struct ControlService::Impl final : control::Control::Service {
-  Impl(const Config& own_config, uint64_t own_boot, PeerWatch& peer_watch, std::vector<ServedVolume> served)
-      : config(own_config), boot(own_boot), peers(peer_watch), volumes(std::move(served)) {}
+  Impl(const Config& own_config, uint64_t own_boot, PeerWatch& peer_watch, EventJournal& own_journal,
+       std::vector<ServedVolume> served)
+      : config(own_config),
+        boot(own_boot),
+        peers(peer_watch),
+        journal(own_journal),
+        volumes(std::move(served)) {}
 
   const Config& config;
   const uint64_t boot;
   PeerWatch& peers;
+  EventJournal& journal;
   const std::vector<ServedVolume> volumes;
+  std::atomic<bool> stopping{false};
+  std::atomic<int> followers{0};
   std::unique_ptr<grpc::Server> server;
 
   // OK, or why a daemon that calls itself `node` is not listened to.
@@ -275,6 +319,39 @@ struct ControlService::Impl final : control::Control::Service {
     }));
   }
 
+  grpc::Status Events(grpc::ServerContext* context, const control::EventsRequest* request,
+                      grpc::ServerWriter<control::Event>* writer) override {
+    const Follower follower(followers);
+    if (request->follow() && follower.number > kMaxFollowers) {
+      return {grpc::StatusCode::RESOURCE_EXHAUSTED,
+              fmt::format("{} callers follow the events of {} already", kMaxFollowers, config.name)};
+    }
+    uint64_t after = request->after();
+    while (!stopping && !context->IsCancelled()) {
+      const EventJournal::Page page = journal.Read(after, kEventsAtOnce);
+      bool gap = page.gap;
+      for (const Event& event : page.events) {
+        after = event.seq;
+        if (!request->volume().empty() && !HasVolume(event, request->volume())) {
+          continue;
+        }
+        control::Event message = ToMessage(event);
+        message.set_gap(std::exchange(gap, false));
+        if (!writer->Write(message)) {
+          return {grpc::StatusCode::CANCELLED, "the caller is gone"};
+        }
+      }
+      if (page.events.empty()) {
+        if (!request->follow()) {
+          return grpc::Status::OK;
+        }
+        // Woken by an event and by Stop(); looks now and then whether the caller is still there.
+        (void)journal.Wait(after, kFollowerPause);
+      }
+    }
+    return {grpc::StatusCode::UNAVAILABLE, fmt::format("{} stops", config.name)};
+  }
+
   grpc::Status SetReachable(grpc::ServerContext* context, const control::SetReachableRequest* request,
                             control::SetReachableReply*) override {
     if (context->peer().rfind("unix:", 0) != 0) {
@@ -295,13 +372,14 @@ struct ControlService::Impl final : control::Control::Service {
   }
 };
 
-ControlService::ControlService(const Config& config, uint64_t boot, PeerWatch& peers,
+ControlService::ControlService(const Config& config, uint64_t boot, PeerWatch& peers, EventJournal& journal,
                                std::vector<ServedVolume> volumes)
-    : impl_(std::make_unique<Impl>(config, boot, peers, std::move(volumes))) {}
+    : impl_(std::make_unique<Impl>(config, boot, peers, journal, std::move(volumes))) {}
 
 ControlService::~ControlService() { Stop(); }
 
 absl::Status ControlService::Start() {
+  impl_->stopping = false;
   grpc::ServerBuilder builder;
   grpc::ResourceQuota quota;
   quota.SetMaxThreads(kMaxThreads);
@@ -339,6 +417,8 @@ absl::Status ControlService::Start() {
 
 void ControlService::Stop() {
   if (impl_->server != nullptr) {
+    impl_->stopping = true;
+    impl_->journal.Wake();
     impl_->server->Shutdown(std::chrono::system_clock::now() + kStopGrace);
     impl_->server->Wait();
     impl_->server.reset();

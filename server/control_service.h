@@ -16,6 +16,7 @@
 #include "recovery/tree_item.h"
 #include "replication/types.h"
 #include "server/abilities.h"
+#include "server/event_journal.h"
 #include "server/peer_watch.h"
 
 namespace pmirror::server {
@@ -66,7 +67,8 @@ struct ServedVolume {
 class ControlService {
  public:
   // Everything passed must outlive the service. `boot`: random identity of this daemon process.
-  ControlService(const Config& config, uint64_t boot, PeerWatch& peers, std::vector<ServedVolume> volumes);
+  ControlService(const Config& config, uint64_t boot, PeerWatch& peers, EventJournal& journal,
+                 std::vector<ServedVolume> volumes);
   // Stop().
   ~ControlService();
 

@@ -337,7 +337,7 @@ absl::Status Daemon::Start() {
   if (absl::Status status = MountPrimaries(); !status.ok()) {
     return status;
   }
-  control_ = std::make_unique<ControlService>(config_, boot_, *peers_, served_);
+  control_ = std::make_unique<ControlService>(config_, boot_, *peers_, journal_, served_);
   if (absl::Status status = control_->Start(); !status.ok()) {
     return status;
   }

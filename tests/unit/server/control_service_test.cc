@@ -14,7 +14,9 @@
 #include <condition_variable>
 #include <filesystem>
 #include <mutex>
+#include <thread>
 
+#include "absl/synchronization/notification.h"
 #include "proto/control_client.h"
 #include "server/peer_watch.h"
 #include "server/remote_tree.h"
@@ -162,7 +164,7 @@ class ControlServiceTest : public ::testing::Test {
     port_.Release();
     peers_ = std::make_unique<PeerWatch>(config_, 1, nullptr);
     service_ = std::make_unique<ControlService>(
-        config_, 1, *peers_,
+        config_, 1, *peers_, journal_,
         std::vector<ServedVolume>{{&config_.volumes[0], &primary_, nullptr},
                                   {&config_.volumes[1], nullptr, &replica_}});
     ASSERT_TRUE(service_->Start().ok());
@@ -178,11 +180,22 @@ class ControlServiceTest : public ::testing::Test {
     return request;
   }
 
+  void AppendEvents(int count) {
+    for (int i = 0; i < count; ++i) {
+      ++appended_;
+      journal_.Append(std::chrono::system_clock::now(), LogLevel::kWarn, "e" + std::to_string(appended_),
+                      {{"volume", appended_ % 2 == 0 ? "v0" : "v1"}});
+    }
+  }
+
+  int appended_ = 0;
+  absl::Notification followed_;
   Port port_;
   Port peer_port_;
   Config config_;
   FakePrimary primary_;
   FakeReplica replica_;
+  EventJournal journal_{{.node = "n1", .held = 5}};
   std::unique_ptr<PeerWatch> peers_;
   std::unique_ptr<ControlService> service_;
 };
@@ -302,6 +315,75 @@ TEST_F(ControlServiceTest, ACallerMayStopTakingAStream) {
             absl::StatusCode::kCancelled);
 }
 
+TEST_F(ControlServiceTest, EventsAreToldFromANumberOnAndThoseOfOneVolumeAlone) {
+  journal_.Open(config_.state_dir);
+  AppendEvents(7);
+  proto::ControlClient client({config_.ControlSocket()});
+  std::vector<control::Event> seen;
+  const auto take = [&seen](const control::Event& event) {
+    seen.push_back(event);
+    return true;
+  };
+  control::EventsRequest request;
+  request.set_after(1);
+  ASSERT_TRUE(client.Events(request, kTimeout, take).ok());
+  ASSERT_EQ(seen.size(), 5u);
+  EXPECT_EQ(seen[0].seq(), 3u);
+  EXPECT_TRUE(seen[0].gap()) << "2 is not kept";
+  EXPECT_EQ(seen[0].event(), "e3");
+  EXPECT_EQ(seen[0].node(), "n1");
+  EXPECT_EQ(seen[0].severity(), "warning");
+  EXPECT_EQ(seen[0].fields(0).value(), "v1");
+  EXPECT_FALSE(seen[1].gap());
+  seen.clear();
+  request.set_volume("v0");
+  ASSERT_TRUE(client.Events(request, kTimeout, take).ok());
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_EQ(seen[1].event(), "e6");
+}
+
+TEST_F(ControlServiceTest, P6_WhoFollowsEventsGetsEachAtOnceAndEndsWithTheService) {
+  journal_.Open(config_.state_dir);
+  AppendEvents(2);
+  control::EventsRequest request;
+  request.set_follow(true);
+  std::vector<uint64_t> seen;
+  absl::Status status;
+  std::thread follower([&] {
+    status = proto::ControlClient({config_.ControlSocket()})
+                 .Events(request, kTimeout, [&](const control::Event& event) {
+                   seen.push_back(event.seq());
+                   if (seen.size() == 2) {
+                     AppendEvents(1);  // after everything that there was
+                   } else if (seen.size() == 3) {
+                     followed_.Notify();
+                   }
+                   return true;
+                 });
+  });
+  followed_.WaitForNotification();
+  service_->Stop();
+  follower.join();
+  EXPECT_THAT(seen, ElementsAre(1, 2, 3));
+  EXPECT_EQ(status.code(), absl::StatusCode::kAborted) << status;
+}
+
+TEST_F(ControlServiceTest, P6_NoMoreThanSoManyFollowEventsAndThePlaceOfOneThatWentIsFree) {
+  journal_.Open(config_.state_dir);
+  AppendEvents(1);
+  control::EventsRequest request;
+  request.set_follow(true);
+  for (int i = 0; i < 50; ++i) {  // each gives up after its first event
+    proto::ControlClient client({config_.ControlSocket()});
+    absl::Status status = absl::ResourceExhaustedError("");
+    const auto end = std::chrono::steady_clock::now() + kTimeout;
+    while (absl::IsResourceExhausted(status) && std::chrono::steady_clock::now() < end) {
+      status = client.Events(request, kTimeout, [](const control::Event&) { return false; });
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << i;
+  }
+}
+
 TEST_F(ControlServiceTest, CuttingANodeIsForTheOwnSocketOnlyAndRefusesItsCalls) {
   control::SetReachableRequest request;
   request.set_node("n2");
@@ -320,7 +402,7 @@ TEST_F(ControlServiceTest, CuttingANodeIsForTheOwnSocketOnlyAndRefusesItsCalls) 
 }
 
 TEST_F(ControlServiceTest, P9_AnAddressInUseIsNamed) {
-  ControlService second(config_, 2, *peers_, {});
+  ControlService second(config_, 2, *peers_, journal_, {});
   const absl::Status status = second.Start();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr(port_.address()));

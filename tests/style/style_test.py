@@ -10,11 +10,12 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import arrows  # noqa: E402
 import build_rules  # noqa: E402
+import doc_rules  # noqa: E402
 import text_rules  # noqa: E402
 from tree import Tree  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-CHECKS = arrows.CHECKS + text_rules.CHECKS + build_rules.CHECKS
+CHECKS = arrows.CHECKS + text_rules.CHECKS + build_rules.CHECKS + doc_rules.CHECKS
 
 LICENSE = "// SPDX-License-Identifier: BSD-3-Clause\n"
 HEAD = LICENSE + "// A sample with a purpose.\n"
@@ -88,6 +89,17 @@ BAD = {
         ({"tests/x_test.py": HEAD}, "tests/x_test.py"),
     ],
     "check_dead_headers": [({"fs/a.h": HEAD, "fs/b.cc": HEAD + '#include "fs/c.h"\n'}, "fs/a.h")],
+    "check_events": [
+        ({"docs/events.md": "| `a` | info |\n", "fs/a.cc": HEAD + 'void F() { Report(Severity::kInfo, "b", {}); }\n'}, "fs/a.cc:3"),
+        ({"docs/events.md": "| `a` | info |\n", "fs/a.cc": HEAD + 'void F() { LogEvent(LogLevel::kInfo,\n "b c"); }\n'}, "fs/a.cc:4"),
+        ({"docs/events.md": "| `a` | info |\n"}, "docs/events.md:1"),
+        ({"server/a.cc": HEAD + 'void F() { spdlog::info("event=b x={}", 1); }\n'}, "server/a.cc:3"),
+    ],
+    "check_named_tests": [
+        ({"docs/errors.md": "\n| `test_a` |\n", "tests/a_test.py": "def test_b(): pass\n"}, "docs/errors.md:2"),
+        ({"docs/errors.md": "| `Suite.Case` |\n", "tests/a.cc": "TEST(Suite, Other) {}\n"}, "docs/errors.md:1"),
+    ],
+    "check_condition_rules": [({"server/event_conditions.cc": HEAD + '    {"b", {"volume"}},\n'}, "server/event_conditions.cc:3")],
     "check_format": [({".clang-format": "BasedOnStyle: Google\n", "fs/a.cc": HEAD + "int  a ;\n"}, "fs/a.cc:3")],
 }
 
@@ -96,9 +108,16 @@ GOOD = {
     **TABLE,
     ".clang-format": "BasedOnStyle: Google\nColumnLimit: 110\n",
     "fs/CMakeLists.txt": "# SPDX-License-Identifier: BSD-3-Clause\n" + library("fs", "control_fs.cc", links="core"),
+    "docs/events.md": "| `started` | info |\nAt `log_level = \"debug\"` the log has `detail` too.\n",
+    "docs/errors.md": "| `started` | `test_a` | `Suite.Case`, `EIO` |\n",
+    "tests/a_test.py": "# SPDX-License-Identifier: BSD-3-Clause\n# A sample with a purpose.\ndef test_a(): pass\n",
+    "tests/a.cc": HEAD + "TEST_F(Suite, Case) {}\n",
+    "tests/CMakeLists.txt": "# SPDX-License-Identifier: BSD-3-Clause\nadd_test(NAME a COMMAND a_test.py)\nadd_executable(t a.cc)\n",
+    "server/event_conditions.cc": HEAD + 'void F() { LogEvent(LogLevel::kInfo, "started", {{"a", "b"}}); }\nRule r[] = {\n'
+                                  '    {"detail", {"volume"}},\n};\nvoid G() { spdlog::debug("event=detail x={}", 1); }\n',
     "replication/CMakeLists.txt": "# SPDX-License-Identifier: BSD-3-Clause\n" + library("core", "a.cc"),
     "server/CMakeLists.txt": "# SPDX-License-Identifier: BSD-3-Clause\n"
-                             "add_executable(daemon main.cc)\ntarget_link_libraries(daemon PRIVATE fs)\n",
+                             "add_executable(daemon event_conditions.cc main.cc)\ntarget_link_libraries(daemon PRIVATE fs)\n",
     "server/main.cc": HEAD + '#include "fs/fs.h"\n',
     # Sleep because: the word is in a comment of the sample.
     "fs/fs.h": HEAD + "int file_system(int operand);  // sleep(1), strcpy(a, b) and rand() are words here\n",

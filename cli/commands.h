@@ -18,6 +18,7 @@ void AddStatus(CLI::App& app, int& exit_code);
 void AddPing(CLI::App& app, int& exit_code);
 void AddVerify(CLI::App& app, int& exit_code);
 void AddEvents(CLI::App& app, int& exit_code);
+void AddResync(CLI::App& app, int& exit_code);
 void AddSandbox(CLI::App& app, int& exit_code);
 
 }  // namespace pmirror::cli

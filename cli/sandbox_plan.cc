@@ -121,10 +121,6 @@ absl::Status CheckOptions(const SandboxOptions& options) {
         fmt::format("--rpo {}: needs asynchronous replication, which this version does not have; allowed: 0",
                     options.rpo));
   }
-  if (options.on_loss == "proceed") {
-    return refuse(
-        "--on-loss proceed: needs the dirty map, which this version does not have; use suspend or fail");
-  }
   if (options.arbiter == "etcd") {
     return refuse("--arbiter etcd: needs failover, which this version does not have; use manual");
   }

@@ -10,6 +10,7 @@
 
 #include "cli/commands.h"
 #include "cli/outcome.h"
+#include "cli/resync.h"
 #include "cli/target.h"
 #include "proto/control_client.h"
 
@@ -21,6 +22,7 @@ constexpr std::chrono::hours kTimeout{24};  // a volume may be large; the person
 struct VerifyOptions {
   TargetOptions target;
   std::string volume;
+  std::string repair;  // node; empty: none
   bool json = false;
 };
 
@@ -88,6 +90,13 @@ int Verify(const VerifyOptions& options) {
   if (!endpoint.ok()) {
     return Fail(endpoint.status());
   }
+  if (!options.repair.empty()) {
+    if (absl::Status status =
+            Resync(*endpoint, {.volume = options.volume, .node = options.repair, .full = true});
+        !status.ok()) {
+      return Fail(status);
+    }
+  }
   control::VerifyRequest request;
   request.set_volume(options.volume);
   control::VerifyProgress verdict;
@@ -119,6 +128,8 @@ void AddVerify(CLI::App& app, int& exit_code) {
                          "Exit 0 when they are equal, 1 with a list of differences when not");
   verify->add_option("VOLUME", options->volume, "Name of the volume")->required();
   options->target.AddTo(*verify);
+  verify->add_option("--repair", options->repair,
+                     "First make the copy on this node equal to the primary's: a full resync");
   verify->add_flag("--json", options->json, "Print JSON");
   verify->callback([options, &exit_code] { exit_code = Verify(*options); });
 }

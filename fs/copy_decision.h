@@ -14,6 +14,7 @@ struct CopyHistory {
   uint64_t operation = 0;     // last one of that mount
   bool clean = false;         // that mount ended cleanly, everything durable
   bool empty = false;         // the tree holds no object
+  bool mixed = false;  // a resync of it has not ended, or its machine went down during the mount
 };
 
 // What the primary's running mount still has.
@@ -45,7 +46,7 @@ constexpr CopyDecision DecideForMember(const CopyHistory& primary, const Running
   if (replica.generation != primary.generation) {
     return CopyDecision::kForeign;
   }
-  const bool replayable = replica.mount_number == running.mount_number &&
+  const bool replayable = !replica.mixed && replica.mount_number == running.mount_number &&
                           replica.operation + 1 >= running.first_held && replica.operation <= running.last;
   return replayable ? CopyDecision::kReplay : CopyDecision::kNeedsCompare;
 }
@@ -66,7 +67,7 @@ constexpr CopyDecision Decide(const CopyHistory& primary, const RunningMount& ru
   if (replica.generation != primary.generation) {
     return CopyDecision::kForeign;
   }
-  const bool same_end = primary.clean && replica.clean && primary.mount_number == replica.mount_number &&
+  const bool same_end = !replica.mixed && primary.clean && replica.clean && primary.mount_number == replica.mount_number &&
                         primary.operation == replica.operation;
   return same_end ? CopyDecision::kContinue : CopyDecision::kNeedsCompare;
 }

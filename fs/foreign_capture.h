@@ -20,6 +20,7 @@ class ForeignCapture : public ForeignStores {
 
   void Take(FileId file, Extent range, ProcessSerial except, ExtentSet& dirty) override;
   bool Any(FileId file, Extent range) override;
+  uint64_t Syncs() const override { return processes_.AcknowledgedSyncs(volume_); }
 
  private:
   const ClientTable& processes_;

@@ -25,6 +25,9 @@ class ForeignStores {
 
   // False only when at some moment during the call no process had anything dirty in `range`. Changes nothing.
   virtual bool Any(FileId file, Extent range) = 0;
+
+  // Syncs of programs that succeeded so far.
+  virtual uint64_t Syncs() const = 0;
 };
 
 }  // namespace pmirror::fs

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <optional>
@@ -54,6 +55,16 @@ absl::StatusOr<bool> IsEmpty(const BackingRoot& root, const std::string& path) {
     }
   }
   return true;
+}
+
+void FillProgress(const ResyncRunner::Progress& progress, control::ResyncProgress& message) {
+  message.set_phase(progress.phase);
+  message.set_files_done(progress.counts.files_done);
+  message.set_files(progress.counts.files);
+  message.set_bytes_compared(progress.counts.bytes_compared);
+  message.set_bytes(progress.counts.bytes);
+  message.set_bytes_sent(progress.counts.bytes_sent);
+  message.set_bytes_per_second(progress.bytes_per_second);
 }
 
 const FileState& StateOf(const ReplicatedFile& file) { return static_cast<const FileState&>(file); }
@@ -153,6 +164,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
     return page.status();
   }
   page_ = *std::move(page);
+  set_ = std::make_unique<InSyncSet>(*page_, options_.replicas.size());
   Result<std::unique_ptr<StagingPool>> staging = StagingPool::Create(kStagingBytes);
   if (!staging.ok()) {
     return absl::ErrnoToStatus(staging.error().code, staging.error().doing);
@@ -164,6 +176,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
                                                                         .volume = options_.uuid,
                                                                         .primary_node = options_.node,
                                                                         .replica_node = replica.node,
+                                                                        .index = links_.size(),
                                                                         .control = replica.control,
                                                                         .epoch = record_.epoch,
                                                                         .mount_number = record_.mount_number,
@@ -172,11 +185,17 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
                                                    log_, events_));
     paths.push_back({&links_.back()->session(), &links_.back()->operations()});
   }
-  // Every configured replica is a member: only an arbiter may drop one, and one that is away makes syncs wait as the policy says.
-  page_->SetMembers(static_cast<uint8_t>((1U << paths.size()) - 1), 0);
   replicator_ = std::make_unique<VolumeReplicator>(
       VolumeReplicator::Options{.volume_name = options_.name, .mount_number = record_.mount_number}, *page_,
       log_, paths, *staging_, events_);
+  for (size_t i = 0; i < links_.size(); ++i) {
+    runners_.push_back(std::make_unique<ResyncRunner>(
+        ResyncRunner::Options{.replica = i,
+                              .backing_root = root_->fd(),
+                              .deadline = options_.deadline,
+                              .activity = [this] { return replicator_->activity(); }},
+        *replicator_, *set_));
+  }
   file_system_ = std::make_unique<FileSystem>(*root_, *replicator_, oracle, RaiseDescriptorLimit() / 2);
   Result<std::unique_ptr<FuseSession>> session =
       FuseSession::Mount(*file_system_, *root_, {.mount_point = options_.mount, .socket = options_.socket});
@@ -192,7 +211,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   mount_device_ = info.st_dev;
   replicator_->Start();
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    link->Start([this] { replicator_->Wake(); });
+    link->Start(*this);
   }
   events_.Report(Severity::kInfo, "mounted",
                  {{"volume", options_.name},
@@ -216,8 +235,10 @@ void PrimaryVolume::Unmount(Deadline deadline) {
   }
 }
 
+// Under `proceed` the volume ends cleanly without the replicas that do not count: they are compared when they come back.
 absl::Status PrimaryVolume::Leave(size_t writing) {
-  if (!AllInSync()) {
+  const bool proceeds = options_.on_loss == OnLoss::kProceed;
+  if (!proceeds && !AllInSync()) {
     return absl::FailedPreconditionError(
         "a replica is not in sync; the copies are compared at the next mount");
   }
@@ -233,16 +254,74 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
         writing));
   }
   replicator_->Stop();
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    link->Stop();
-    if (absl::Status status = link->Leave(log_.last(), kLeaveTimeout); !status.ok()) {
+  for (size_t i = 0; i < links_.size(); ++i) {
+    ReplicaLink& link = *links_[i];
+    const bool counts = set_->member(i);
+    link.Stop();
+    if (!counts) {
+      continue;
+    }
+    if (absl::Status status = link.Leave(log_.last(), kLeaveTimeout); !status.ok()) {
       return absl::Status(status.code(), fmt::format("{} did not confirm the end of the mount: {}",
-                                                     link->node(), std::string(status.message())));
+                                                     link.node(), std::string(status.message())));
     }
   }
   record_.operation = log_.last();
   record_.clean = true;
   return recovery::StoreVolumeRecord(record_path_, record_);
+}
+
+// --- LinkOwner ---
+
+void PrimaryVolume::Recovered(size_t) { replicator_->Wake(); }
+
+bool PrimaryVolume::Lost(size_t replica) {
+  if (options_.on_loss != OnLoss::kProceed) {
+    return false;  // syncs wait for it, and then fail
+  }
+  if (set_->Leave(replica)) {
+    SayRedundancy("redundancy_lost", replica);
+  }
+  replicator_->Wake();
+  return true;
+}
+
+void PrimaryVolume::Unfit(size_t replica) {
+  if (set_->Leave(replica)) {
+    SayRedundancy("replica_unfit", replica);
+  }
+}
+
+absl::Status PrimaryVolume::Resync(size_t replica, ResyncPeer& peer) {
+  absl::Status status = runners_[replica]->Run(peer);
+  if (status.ok()) {
+    SayRedundancy("redundancy_restored", replica);
+  }
+  return status;
+}
+
+void PrimaryVolume::SayRedundancy(const char* event, size_t replica) {
+  events_.Report(set_->member(replica) ? Severity::kInfo : Severity::kWarning, event,
+                 {{"volume", options_.name},
+                  {"node", links_[replica]->node()},
+                  {"members", std::to_string(std::popcount(set_->set().members()))},
+                  {"set_version", std::to_string(Raw(set_->set().version()))}});
+}
+
+absl::Status PrimaryVolume::Resync(const std::string& node, bool full) {
+  bool found = false;
+  for (const std::unique_ptr<ReplicaLink>& link : links_) {
+    if (node.empty() || link->node() == node) {
+      found = true;
+      if (full) {
+        link->DemandResync();
+      } else {
+        link->Hurry();
+      }
+    }
+  }
+  return found ? absl::OkStatus()
+               : absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
 }
 
 // --- for the control service ---
@@ -265,19 +344,24 @@ void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCount
     const ReplicaLink::Status state = link->status();
     control::ReplicaStatus& replica = *status.add_replicas();
     replica.set_node(link->node());
-    const int refusal = replicator_->refusal(index++);
+    const int refusal = replicator_->refusal(index);
     const bool refuses = refusal != 0 && state.state == ReplicaLink::State::kInSync;
     replica.set_state(Name(refuses ? ReplicaLink::State::kFailed : state.state));
     replica.set_reason(refuses ? fmt::format("{} refused data: {}; cure that there, it is repeated by itself",
                                              link->node(), std::strerror(refusal))
                                : state.reason);
-    replica.set_dirty_bytes(dirty_bytes);
+    const ResyncRunner::Progress progress = runners_[index]->progress();
+    replica.set_dirty_bytes(dirty_bytes + (progress.counts.bytes - std::min(progress.counts.bytes, progress.counts.bytes_compared)));
+    if (progress.running) {
+      FillProgress(progress, *replica.mutable_resync());
+    }
     replica.set_durable_seq(counters.syncs + programs.syncs);
     replica.set_placement(Name(state.placement));
     replica.set_reconnects(state.counters.reconnects + reports.reconnects);
     replica.set_sender_full(state.counters.sender_full + reports.sender_full);
     replica.set_peer_congested(state.counters.peer_congested + reports.peer_congested);
     replica.set_recaptures(counters.recaptures + reports.recaptures);
+    ++index;
   }
 }
 

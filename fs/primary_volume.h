@@ -19,7 +19,9 @@
 #include "absl/status/statusor.h"
 #include "fs/client_volume.h"
 #include "fs/fuse_session.h"
+#include "fs/in_sync_set.h"
 #include "fs/replica_link.h"
+#include "fs/resync_runner.h"
 #include "fs/volume_replicator.h"
 #include "proto/control.pb.h"
 #include "recovery/verifier.h"
@@ -27,7 +29,7 @@
 
 namespace pmirror::fs {
 
-class PrimaryVolume final : public ClientVolume, public recovery::Freezer {
+class PrimaryVolume final : public ClientVolume, public recovery::Freezer, private LinkOwner {
  public:
   struct Replica {
     std::string node;
@@ -73,6 +75,8 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer {
   void FillStatus(control::VolumeStatus& status, const ProgramCounters& programs);
   absl::Status Ping(const std::string& node, control::PingReply& reply);
   void SetReachable(const std::string& node, bool reachable);
+  // Begins a resync soon; `full`: also of copies that count as in sync. `node` empty: of every replica. kNotFound: no copy there.
+  absl::Status Resync(const std::string& node, bool full);
 
   // --- recovery::Freezer ---
   absl::Status Freeze() override;
@@ -107,6 +111,13 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer {
   absl::Status Start(const OpenOracle& oracle);
   bool AllInSync() const;
 
+  void Recovered(size_t replica) override;
+  bool Lost(size_t replica) override;
+  void Unfit(size_t replica) override;
+  absl::Status Resync(size_t replica, ResyncPeer& peer) override;
+  bool Wanted(size_t replica) override { return set_->Wanted(replica); }
+  void SayRedundancy(const char* event, size_t replica);
+
   const Options options_;
   EventSink& events_;
   const std::string record_path_ = options_.state_directory + "/" + options_.name + ".copy";
@@ -118,9 +129,11 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer {
   std::unique_ptr<BackingRoot> root_;
   OperationLog log_;
   std::unique_ptr<VolumePageOwner> page_;
+  std::unique_ptr<InSyncSet> set_;
   std::unique_ptr<StagingPool> staging_;
   std::vector<std::unique_ptr<ReplicaLink>> links_;
   std::unique_ptr<VolumeReplicator> replicator_;
+  std::vector<std::unique_ptr<ResyncRunner>> runners_;  // of links_
   std::unique_ptr<FileSystem> file_system_;
   std::unique_ptr<FuseSession> session_;
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "fs/remote_copy.h"
 #include "replication/open_connection.h"
 #include "replication/tcp_transport.h"
 
@@ -21,6 +22,8 @@ using std::chrono::nanoseconds;
 
 constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kRetryPause{100};  // between attempts to reach a replica that is away
+constexpr milliseconds kLongestRetryPause{3000};
+constexpr milliseconds kLeastConnect{2000};  // for a replica that has just answered
 constexpr milliseconds kLeastPathTimeout{50};
 
 milliseconds Milliseconds(nanoseconds duration) {
@@ -32,7 +35,8 @@ CopyHistory HistoryOf(const control::ReplicaState& replica) {
           .mount_number = replica.mount_number(),
           .operation = replica.operation(),
           .clean = replica.clean(),
-          .empty = replica.empty()};
+          .empty = replica.empty(),
+          .mixed = replica.resyncing() || replica.restarted()};
 }
 
 std::string Bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
@@ -46,6 +50,8 @@ const char* Name(ReplicaLink::State state) {
       return "disconnected";
     case ReplicaLink::State::kInSync:
       return "in-sync";
+    case ReplicaLink::State::kResyncing:
+      return "resyncing";
     case ReplicaLink::State::kStale:
       return "stale";
     case ReplicaLink::State::kFailed:
@@ -63,8 +69,8 @@ ReplicaLink::ReplicaLink(Options options, const OperationLog& log, EventSink& ev
 
 ReplicaLink::~ReplicaLink() { Stop(); }
 
-void ReplicaLink::Start(std::function<void()> recovered) {
-  recovered_ = std::move(recovered);
+void ReplicaLink::Start(LinkOwner& owner) {
+  owner_ = &owner;
   thread_ = std::thread([this] { Maintain(); });
 }
 
@@ -78,6 +84,24 @@ void ReplicaLink::Stop() {
     thread_.join();
   }
   session_->Disconnect();
+}
+
+void ReplicaLink::DemandResync() {
+  {
+    const std::lock_guard lock(mutex_);
+    resync_due_ = true;
+    whole_resync_ = true;
+  }
+  owner_->Unfit(options_.index);
+  wake_.notify_all();
+}
+
+void ReplicaLink::Hurry() {
+  {
+    const std::lock_guard lock(mutex_);
+    hurry_ = true;
+  }
+  wake_.notify_all();
 }
 
 ReplicaLink::Status ReplicaLink::status() const {
@@ -108,14 +132,16 @@ void ReplicaLink::SetReachable(bool reachable) {
 }
 
 void ReplicaLink::SetState(State state, std::string reason) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (status_.state == state && status_.reason == reason) {
-      return;
-    }
-    status_.state = state;
-    status_.reason = reason;
+  const std::lock_guard lock(mutex_);
+  SetStateLocked(state, std::move(reason));
+}
+
+void ReplicaLink::SetStateLocked(State state, std::string reason) {
+  if (status_.state == state && status_.reason == reason) {
+    return;
   }
+  status_.state = state;
+  status_.reason = reason;
   events_.Report(state == State::kInSync ? Severity::kInfo : Severity::kWarning, "replica_state",
                  {{"volume", options_.volume_name},
                   {"node", options_.replica_node},
@@ -129,36 +155,64 @@ void ReplicaLink::Maintain() {
   const nanoseconds pause = options_.deadline / kGreetingsPerDeadline;
   Deadline patience = Deadline::After(options_.deadline);
   bool in_sync = false;
+  nanoseconds next_try = kRetryPause;  // grows while the copy cannot be brought back
   while (true) {
-    const bool well = Greet(in_sync ? patience : Deadline::After(options_.deadline));
-    if (well) {
+    bool well = false;
+    if (resync_due()) {
+      in_sync = false;
+      next_try = BringBack() ? kRetryPause : std::min<nanoseconds>(2 * next_try, kLongestRetryPause);
       patience = Deadline::After(options_.deadline);
-      SetState(State::kInSync, "");
-      if (!std::exchange(in_sync, true)) {
-        recovered_();
-      }
-    } else if (const int refusal = courier_->refusal(); refusal != 0) {
-      in_sync = false;
-      SetState(State::kFailed,
-               fmt::format("{} refused operation {}: {}; cure that there, it is repeated by itself",
-                           options_.replica_node, courier_->applied() + 1, std::strerror(refusal)));
-    } else if (patience.Expired()) {
-      in_sync = false;
-      session_->Disconnect();  // half open: whoever waits learns it now
-      std::unique_lock lock(mutex_);
-      const bool stale = stale_;
-      lock.unlock();
-      if (!stale) {
-        SetState(State::kDisconnected, fmt::format("no answer from {} for {} ms", options_.replica_node,
-                                                   Milliseconds(options_.deadline).count()));
+    } else {
+      next_try = kRetryPause;
+      well = Greet(in_sync ? patience : Deadline::After(options_.deadline));
+      if (well) {
+        patience = Deadline::After(options_.deadline);
+        SetState(State::kInSync, "");
+        if (!std::exchange(in_sync, true)) {
+          owner_->Recovered(options_.index);
+        }
+      } else {
+        in_sync = in_sync && NoteSilence(patience);
       }
     }
     std::unique_lock lock(mutex_);
-    wake_.wait_for(lock, well ? pause : std::min<nanoseconds>(pause, kRetryPause), [&] { return stopping_; });
+    wake_.wait_for(lock, well ? pause : std::min<nanoseconds>(pause, next_try),
+                   [&] { return stopping_ || hurry_ || (well && resync_due_); });
+    hurry_ = false;
     if (stopping_) {
       return;
     }
   }
+}
+
+bool ReplicaLink::resync_due() const {
+  const std::lock_guard lock(mutex_);
+  return resync_due_;
+}
+
+// A greeting went unanswered, or cannot be answered as it should. False when that has lasted too long.
+bool ReplicaLink::NoteSilence(Deadline patience) {
+  if (const int refusal = courier_->refusal(); refusal != 0) {
+    SetState(State::kFailed,
+             fmt::format("{} refused operation {}: {}; cure that there, it is repeated by itself",
+                         options_.replica_node, courier_->applied() + 1, std::strerror(refusal)));
+  } else if (!patience.Expired()) {
+    return true;
+  } else {
+    session_->Disconnect();  // half open: whoever waits learns it now
+    std::unique_lock lock(mutex_);
+    if (resync_due_ || stale_) {
+      return false;  // it was found out why
+    }
+    lock.unlock();
+    SetState(State::kDisconnected, fmt::format("no answer from {} for {} ms", options_.replica_node,
+                                               Milliseconds(options_.deadline).count()));
+  }
+  if (patience.Expired() && owner_->Lost(options_.index)) {
+    const std::lock_guard lock(mutex_);
+    resync_due_ = true;
+  }
+  return false;
 }
 
 bool ReplicaLink::Greet(Deadline deadline) {
@@ -208,48 +262,82 @@ int ReplicaLink::Exchange(FrameKind kind, FileId file, uint64_t order, WaitLevel
 
 // --- connections ---
 
-// What the replica's copy is, and whether we may send to it.
-Error ReplicaLink::Judge(Deadline deadline) {
+absl::StatusOr<control::ReplicaState> ReplicaLink::AskCopy(Deadline deadline) {
+  if (!reachable()) {
+    return absl::UnavailableError("cut off by the test bed");
+  }
   control::CopyStateRequest request;
   request.set_volume(Bytes(options_.volume));
   request.set_node(options_.primary_node);
-  const absl::StatusOr<control::ReplicaState> replica =
-      control_.CopyState(request, Milliseconds(deadline.Remaining()));
+  return control_.CopyState(request, Milliseconds(deadline.Remaining()));
+}
+
+// What is to be done with a copy of that state. Under mutex_.
+ReplicaLink::Verdict ReplicaLink::Evaluate(const control::ReplicaState& replica) const {
+  Verdict verdict;
+  verdict.superseded =
+      replica.epoch() > Raw(options_.epoch) || replica.mount_number() > options_.mount_number;
+  const RunningMount running{.mount_number = options_.mount_number,
+                             .first_held = log_.first(),
+                             .last = log_.last(),
+                             .replica_took_part = took_part_,
+                             .replica_is_member = is_member_};
+  verdict.decision = Decide(options_.history, running, HistoryOf(replica));
+  verdict.reason = Explain(verdict.decision);
+  verdict.unusable = verdict.decision == CopyDecision::kForeign;
+  if (verdict.superseded) {
+    verdict.unusable = true;
+    verdict.reason = fmt::format("{} follows epoch {} mount {}; this is epoch {} mount {}: stop this daemon",
+                                 options_.replica_node, replica.epoch(), replica.mount_number(),
+                                 Raw(options_.epoch), options_.mount_number);
+  } else if (!replica.refusal().empty()) {
+    verdict.unusable = true;
+    verdict.reason = replica.refusal();
+  }
+  return verdict;
+}
+
+// Whether we may send to the replica now.
+Error ReplicaLink::Judge(Deadline deadline) {
+  const absl::StatusOr<control::ReplicaState> replica = AskCopy(deadline);
   if (!replica.ok()) {
     if (!absl::IsUnavailable(replica.status()) && !absl::IsDeadlineExceeded(replica.status())) {
       SetState(State::kStale, std::string(replica.status().message()));
     }
     return {ENOTCONN, "ask the replica what its copy is"};
   }
-  std::string reason = replica->refusal();
-  const bool superseded =
-      replica->epoch() > Raw(options_.epoch) || replica->mount_number() > options_.mount_number;
-  if (superseded) {
-    reason = fmt::format("{} follows epoch {} mount {}; this is epoch {} mount {}: stop this daemon",
-                         options_.replica_node, replica->epoch(), replica->mount_number(),
-                         Raw(options_.epoch), options_.mount_number);
+  bool unfit = false;
+  {
+    const std::lock_guard lock(mutex_);
+    const Verdict verdict = Evaluate(*replica);
+    stale_ = verdict.unusable;
+    if (verdict.unusable) {
+      SetStateLocked(State::kStale, verdict.reason);
+      return verdict.superseded ? Error{ESTALE, "connect to the replica: it follows a newer primary"}
+                                : Error{ESHUTDOWN, "connect to the replica: its copy cannot be used"};
+    }
+    if (resyncing_) {
+      // Only a copy that this resync has brought so far.
+      const bool ours = replica->resyncing() && replica->mount_number() == options_.mount_number &&
+                        replica->generation() == options_.history.generation &&
+                        replica->operation() + 1 >= log_.first() && replica->operation() <= log_.last();
+      return ours ? Error::Ok() : Error{ESHUTDOWN, "connect to the replica: its resync has to begin anew"};
+    }
+    const bool good = verdict.decision == CopyDecision::kNew || verdict.decision == CopyDecision::kContinue ||
+                      verdict.decision == CopyDecision::kReplay;
+    if (good && !resync_due_) {
+      took_part_ = true;
+      return Error::Ok();
+    }
+    unfit = !std::exchange(resync_due_, true);
+    if (unfit) {
+      SetStateLocked(State::kResyncing, verdict.reason);
+    }
   }
-  std::unique_lock lock(mutex_);
-  const RunningMount running{.mount_number = options_.mount_number,
-                             .first_held = log_.first(),
-                             .last = log_.last(),
-                             .replica_took_part = took_part_,
-                             .replica_is_member = is_member_};
-  const CopyDecision decision = Decide(options_.history, running, HistoryOf(*replica));
-  const bool good = decision == CopyDecision::kNew || decision == CopyDecision::kContinue ||
-                    decision == CopyDecision::kReplay;
-  if (reason.empty() && !good) {
-    reason = Explain(decision);
+  if (unfit) {
+    owner_->Unfit(options_.index);
   }
-  took_part_ = took_part_ || reason.empty();
-  stale_ = !reason.empty();
-  lock.unlock();
-  if (reason.empty()) {
-    return Error::Ok();
-  }
-  SetState(State::kStale, reason);
-  return superseded ? Error{ESTALE, "connect to the replica: it follows a newer primary"}
-                    : Error{ESHUTDOWN, "connect to the replica: its copy is not of this mount"};
+  return {ESHUTDOWN, "connect to the replica: its copy has to be brought to ours first"};
 }
 
 Result<Connector::Connection> ReplicaLink::Connect(SessionId session, Sequence next_sequence,
@@ -269,6 +357,9 @@ Result<Connector::Connection> ReplicaLink::ConnectProcess(const std::string& pro
                                                           Sequence next_sequence, Deadline deadline) {
   if (!reachable()) {
     return Error{EHOSTUNREACH, "connect to the replica: cut off by the test bed"};
+  }
+  if (!owner_->Wanted(options_.index)) {
+    return Error{ENOTCONN, "connect to the replica: it is not in sync"};
   }
   return Open(/*daemon=*/false, process, session, next_sequence, deadline);
 }
@@ -347,6 +438,96 @@ absl::Status ReplicaLink::Leave(uint64_t last, milliseconds timeout) {
   request.set_generation(options_.history.generation);
   request.set_mount_number(options_.mount_number);
   return control_.Leave(request, timeout).status();
+}
+
+// --- a resync ---
+
+absl::Status ReplicaLink::ConnectAnew() {
+  session_->Disconnect();
+  const Error error = session_->EnsureConnected(Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
+  return error.ok() ? DeliverAll()
+                    : absl::ErrnoToStatus(error.code, fmt::format("{}: {}", options_.replica_node, error.doing));
+}
+
+absl::Status ReplicaLink::DeliverAll() {
+  const int error =
+      courier_->Deliver(log_.last(), Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
+  return error == 0 ? absl::OkStatus()
+                    : absl::ErrnoToStatus(error, fmt::format("{} did not take the operations of this mount",
+                                                             options_.replica_node));
+}
+
+bool ReplicaLink::GivenUp() const {
+  const std::lock_guard lock(mutex_);
+  return stopping_ || !reachable_;
+}
+
+class ReplicaLink::Peer final : public RemoteCopy {
+ public:
+  explicit Peer(ReplicaLink& link)
+      : RemoteCopy(link.control_, {.volume = link.options_.volume,
+                                   .primary_node = link.options_.primary_node,
+                                   .epoch = link.options_.epoch,
+                                   .mount_number = link.options_.mount_number,
+                                   .generation = link.options_.history.generation}),
+        link_(link) {}
+  std::optional<uint64_t> TreeAsOf() override {
+    const std::lock_guard lock(link_.mutex_);
+    return link_.tree_as_of_;
+  }
+  absl::Status AdoptMount(uint64_t operation) override {
+    absl::Status status = RemoteCopy::AdoptMount(operation);
+    const std::lock_guard lock(link_.mutex_);
+    link_.is_member_ = link_.is_member_ || status.ok();
+    return status;
+  }
+  absl::Status Connect() override { return link_.ConnectAnew(); }
+  absl::Status DeliverAll() override { return link_.DeliverAll(); }
+  bool GivenUp() override { return link_.GivenUp(); }
+
+ private:
+  ReplicaLink& link_;
+};
+
+// True when the copy counts again.
+bool ReplicaLink::BringBack() {
+  const absl::StatusOr<control::ReplicaState> replica = AskCopy(Deadline::After(options_.deadline));
+  if (!replica.ok()) {
+    SetState(State::kDisconnected,
+             fmt::format("no answer from {}: it is brought back when it answers", options_.replica_node));
+    return false;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    const Verdict verdict = Evaluate(*replica);
+    if (verdict.unusable) {
+      stale_ = true;
+      SetStateLocked(State::kStale, verdict.reason);
+      return false;
+    }
+    stale_ = false;
+    tree_as_of_.reset();
+    if (verdict.decision == CopyDecision::kReplay && !whole_resync_) {
+      tree_as_of_ = replica->operation();
+    }
+    resyncing_ = true;
+  }
+  SetState(State::kResyncing, "");
+  Peer peer(*this);
+  const absl::Status status = owner_->Resync(options_.index, peer);
+  {
+    const std::lock_guard lock(mutex_);
+    resyncing_ = false;
+    if (status.ok()) {
+      resync_due_ = false;
+      whole_resync_ = false;
+    }
+  }
+  if (!status.ok() && !GivenUp()) {
+    SetState(absl::IsFailedPrecondition(status) ? State::kStale : State::kDisconnected,
+             fmt::format("the resync did not end: {}", std::string(status.message())));
+  }
+  return status.ok();
 }
 
 }  // namespace pmirror::fs

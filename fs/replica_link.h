@@ -4,16 +4,17 @@
 // Thread-safe. Every call that waits ends at its deadline.
 // ---
 // For maintainers. Before each connection of the daemon's session the replica is asked what its copy is (Judge): only a copy that is known to
-// lack nothing but what the log holds is connected to (copy_decision.h). The link's thread connects, brings operations, and greets;
-// a replica that was silent for the volume's deadline is `disconnected`, which changes what status says and nothing else.
+// lack nothing but what the log holds is connected to (copy_decision.h); another is brought back by a resync first. The link's thread connects,
+// brings operations, greets and resynchronises. What a silence of the volume's deadline means is the owner's decision.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -23,12 +24,29 @@
 #include "fs/event_sink.h"
 #include "fs/operation_courier.h"
 #include "fs/operation_log.h"
+#include "fs/resync_peer.h"
 #include "proto/control_client.h"
 #include "replication/data_session.h"
 #include "replication/deadline.h"
 #include "replication/types.h"
 
 namespace pmirror::fs {
+
+// The volume that a link belongs to. Called on the link's thread unless said otherwise.
+class LinkOwner {
+ public:
+  virtual ~LinkOwner() = default;
+  // The replica is in sync, after it was not.
+  virtual void Recovered(size_t replica) = 0;
+  // It said nothing for the deadline, or cannot take what it is sent. True: it counts no more, and has to be brought back by a resync.
+  virtual bool Lost(size_t replica) = 0;
+  // Its copy was found not to be good: it counts no more.
+  virtual void Unfit(size_t replica) = 0;
+  // Brings the copy to what the primary has; blocks until it counts again, or cannot be.
+  virtual absl::Status Resync(size_t replica, ResyncPeer& peer) = 0;
+  // Syncs send to it. Any thread.
+  virtual bool Wanted(size_t replica) = 0;
+};
 
 class ReplicaLink final : public Connector {
  public:
@@ -37,6 +55,7 @@ class ReplicaLink final : public Connector {
     Uuid volume{};
     std::string primary_node;
     std::string replica_node;
+    size_t index = 0;                  // of the replica: its bit in the in-sync set
     std::vector<std::string> control;  // addresses of the replica's daemon
     Epoch epoch{};
     uint64_t mount_number = 0;
@@ -44,7 +63,7 @@ class ReplicaLink final : public Connector {
         history;  // of the primary's copy when it was mounted; its generation is the one that is served
     std::chrono::nanoseconds deadline{};  // a silence shorter than this changes no state
   };
-  enum class State { kConnecting, kInSync, kDisconnected, kStale, kFailed };
+  enum class State { kConnecting, kInSync, kResyncing, kDisconnected, kStale, kFailed };
   struct Status {
     State state = State::kConnecting;
     std::string reason;  // of a state other than in-sync
@@ -56,9 +75,14 @@ class ReplicaLink final : public Connector {
   ReplicaLink(Options options, const OperationLog& log, EventSink& events);
   ~ReplicaLink() override;
 
-  // Starts the thread. `recovered` runs on it whenever the replica is in sync again after it was not.
-  void Start(std::function<void()> recovered);
+  // Starts the thread. `owner` must outlive it.
+  void Start(LinkOwner& owner);
   void Stop();
+
+  // A resync is due although nothing says that the copies differ: of the whole tree and every file. Soon, by the thread.
+  void DemandResync();
+  // What the thread would try at its next turn, it tries now.
+  void Hurry();
 
   DataSession& session() { return *session_; }
   OperationCourier& operations() { return *courier_; }
@@ -87,6 +111,25 @@ class ReplicaLink final : public Connector {
   void Maintain();
   bool Greet(Deadline deadline);
   void SetState(State state, std::string reason);
+  bool resync_due() const;
+  bool NoteSilence(Deadline patience);
+  bool BringBack();
+  void SetStateLocked(State state, std::string reason);
+
+  // The replica as the one who resynchronises it sees it.
+  class Peer;
+  absl::Status ConnectAnew();
+  absl::Status DeliverAll();
+  bool GivenUp() const;
+
+  struct Verdict {
+    CopyDecision decision = CopyDecision::kForeign;
+    bool unusable = false;  // nor can we make it usable
+    bool superseded = false;
+    std::string reason;
+  };
+  absl::StatusOr<control::ReplicaState> AskCopy(Deadline deadline);
+  Verdict Evaluate(const control::ReplicaState& replica) const;
   bool reachable() const;
   Error Judge(Deadline deadline);
   Result<Connection> Open(bool daemon, const std::string& process, SessionId session, Sequence next_sequence,
@@ -107,8 +150,13 @@ class ReplicaLink final : public Connector {
   bool reachable_ = true;
   bool took_part_ = false;  // its copy was judged good in this mount
   bool is_member_ = false;  // it has recorded this mount
-  bool stale_ = false;      // it was judged not to be
-  std::function<void()> recovered_;
+  bool stale_ = false;      // it cannot be used, nor brought back by us
+  bool hurry_ = false;
+  bool resync_due_ = false;
+  bool whole_resync_ = false;  // of the one that is due: what is known of the tree does not count
+  bool resyncing_ = false;     // the thread is at it
+  LinkOwner* owner_ = nullptr;
+  std::optional<uint64_t> tree_as_of_;  // as ResyncPeer::TreeAsOf()
   std::thread thread_;
 };
 

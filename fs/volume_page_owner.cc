@@ -6,6 +6,8 @@
 
 #include <climits>
 
+#include "replication/futex_mutex.h"
+
 namespace pmirror::fs {
 namespace {
 
@@ -46,6 +48,10 @@ void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners) {
   const SetVersion version{Raw(old.version()) + 1};
   page_->set.store(SetWord::Make(members, joiners, version).raw, std::memory_order_seq_cst);
   WakeAll(page_->set);
+}
+
+void VolumePageOwner::AwaitChange(SetWord seen, Deadline deadline) const {
+  FutexWait(&page_->set, static_cast<uint32_t>(seen.raw), deadline, FutexScope::kShared);
 }
 
 absl::StatusOr<uint32_t> VolumePageOwner::TakeSlot(FileId file, uint64_t size_generation, uint64_t size) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "fs/shared_object.h"
+#include "replication/deadline.h"
 #include "replication/persistence.h"
 #include "replication/tracker.h"
 #include "replication/volume_page.h"
@@ -32,6 +33,8 @@ class VolumePageOwner {
   void SetState(VolumeState state);
   // Publishes a new in-sync set under the next version and wakes who waits for a change.
   void SetMembers(uint8_t members, uint8_t joiners);
+  // Returns when the set is not `seen` any more, or at the deadline, or for no reason.
+  void AwaitChange(SetWord seen, Deadline deadline) const;
 
   // RESOURCE_EXHAUSTED when kMaxFileSlots files are open.
   absl::StatusOr<uint32_t> TakeSlot(FileId file, uint64_t size_generation, uint64_t size);

@@ -34,6 +34,7 @@ VolumeReplicator::VolumeReplicator(Options options, VolumePageOwner& page, Opera
       log_(log),
       replicas_(replicas.begin(), replicas.end()),
       sessions_(SessionsOf(replicas)),
+      staging_(staging),
       events_(events),
       replication_(page.page(), sessions_, staging, *this),
       own_replication_(page.page(), sessions_, staging, own_waits_) {}
@@ -55,6 +56,7 @@ int VolumeReplicator::Change(LocalChange local_change) {
       return error;
     }
     number = log_.Append(op);
+    NoteOrphans(op);
     DropIfGone(op);
   }
   return AwaitOperation(number);
@@ -107,6 +109,20 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
   return result;
 }
 
+// Under the namespace lock.
+void VolumeReplicator::NoteOrphans(const NamespaceOp& op) {
+  const bool orphaned = (op.flags & kOpOrphaned) != 0;
+  if (op.kind == OpKind::kCreateOrphan) {
+    orphans_[op.target] = op.mode;
+  } else if (op.kind == OpKind::kUnlink && orphaned) {
+    orphans_[op.target] = 0;
+  } else if (op.kind == OpKind::kRename && orphaned) {
+    orphans_[op.replaced] = 0;
+  } else if (op.kind == OpKind::kForgetOrphan || op.kind == OpKind::kLink) {
+    orphans_.erase(op.target);
+  }
+}
+
 // An object that has left the volume needs nothing any more. Under the namespace lock.
 void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
   FileId gone = FileId::kNone;
@@ -125,7 +141,7 @@ void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
   unsettled_.erase(gone);
 }
 
-// Waits as the policy says until every member has applied the operation.
+// Waits as the policy says until everybody whom the set asks for has applied the operation.
 int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   SyncObserver& observer = sender == Sender::kCaller ? static_cast<SyncObserver&>(*this) : own_waits_;
   Patience patience(page_.page(), observer, FileId::kNone);
@@ -133,35 +149,38 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   int result = 0;
   while (true) {
     const SetWord set = LoadSet(page_.page());
-    const auto wanted = static_cast<uint8_t>(set.members() | set.joiners());
+    const auto wanted = static_cast<uint8_t>((set.members() | set.joiners()) & ~done);
+    if (wanted == 0 && MaySucceed(page_.page(), set)) {
+      break;
+    }
     if (replicas_.size() > 1) {
       for (size_t i = 0; i < replicas_.size(); ++i) {
-        if ((wanted & ~done & (1U << i)) != 0) {
+        if ((wanted & (1U << i)) != 0) {
           replicas_[i].operations->Begin(number);
         }
       }
     }
     for (size_t i = 0; i < replicas_.size() && result == 0; ++i) {
-      if ((wanted & ~done & (1U << i)) == 0) {
+      if ((wanted & (1U << i)) == 0) {
         continue;
       }
       const int error = replicas_[i].operations->Deliver(number, patience.Slice());
       if (error == 0) {
         done |= static_cast<uint8_t>(1U << i);
-      } else if (error == ESTALE || error == ENOSPC) {
+      } else if (error == ESTALE || (error == ENOSPC && !Proceeds())) {
         result = error;
       }
     }
-    const bool all = (LoadSet(page_.page()).members() & ~done) == 0;
-    if (result != 0 || all) {
-      break;
+    if (wanted == 0) {
+      page_.AwaitChange(set, patience.Slice());
     }
-    if (page_.page().state.load() == static_cast<uint32_t>(VolumeState::kFenced)) {
+    if (result == 0 && page_.page().state.load() == static_cast<uint32_t>(VolumeState::kFenced)) {
       result = ESTALE;
-      break;
     }
-    if (patience.RanOut()) {
+    if (result == 0 && patience.RanOut()) {
       result = patience.error();
+    }
+    if (result != 0) {
       break;
     }
   }
@@ -169,21 +188,59 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   return result;
 }
 
-// The log is bounded by what is not durable on every replica.
+// The log is bounded by what is not durable on every replica. Whom syncs do not wait for, the log does not wait for either: it is brought
+// back by a comparison of the trees then.
 int VolumeReplicator::MakeRoom() {
   if (!log_.full()) {
     return 0;
   }
   const int error = SyncTree([] { return 0; });
+  if (error == 0 && log_.full()) {
+    const SetWord set = LoadSet(page_.page());
+    TrimTo(static_cast<uint8_t>(set.members() | set.joiners()));
+  }
   return error != 0 ? error : log_.full() ? EIO : 0;
 }
 
-void VolumeReplicator::Trim() {
-  uint64_t durable = UINT64_MAX;
-  for (const DataSession* session : sessions_) {
-    durable = std::min(durable, session->OperationDurable());
+void VolumeReplicator::Trim() { TrimTo(UINT8_MAX); }
+
+void VolumeReplicator::TrimTo(uint8_t replicas) {
+  uint64_t durable = log_.last();
+  for (size_t i = 0; i < sessions_.size(); ++i) {
+    if ((replicas & (1U << i)) != 0) {
+      durable = std::min(durable, sessions_[i]->OperationDurable());
+    }
   }
-  log_.Trim(std::min(durable, log_.last()));
+  log_.Trim(durable);
+}
+
+bool VolumeReplicator::Proceeds() const {
+  return page_.page().on_loss == static_cast<uint32_t>(OnLoss::kProceed);
+}
+
+// --- resync ---
+
+void VolumeReplicator::WithTreeAtRest(absl::FunctionRef<void(uint64_t last)> look) {
+  const std::lock_guard lock(namespace_mutex_);
+  look(log_.last());
+}
+
+void VolumeReplicator::AddOrphans(recovery::Inventory& inventory) const {
+  for (const auto& [id, mode] : orphans_) {
+    recovery::TreeItem item;
+    item.id = id;
+    item.orphan = true;
+    item.mode = mode != 0 ? mode : S_IFREG | 0600;
+    struct stat info {};
+    if (const std::shared_ptr<FileState> file = Find(id);
+        file != nullptr && ::fstat(file->backing_fd(), &info) == 0) {
+      item.mode = info.st_mode;
+      item.uid = info.st_uid;
+      item.gid = info.st_gid;
+      item.size = static_cast<uint64_t>(info.st_size);
+    }
+    inventory.push_back(std::move(item));
+  }
 }
 
 FileId VolumeReplicator::NewId() {

@@ -29,6 +29,7 @@
 #include "fs/replicator.h"
 #include "fs/sync_rounds.h"
 #include "fs/volume_page_owner.h"
+#include "recovery/tree_item.h"
 #include "replication/replicate.h"
 #include "replication/staging.h"
 
@@ -89,6 +90,14 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   // A program's sync of the file was refused: the volume takes over what programs hold dirty of it, and repeats that until it succeeds.
   void TakeOver(FileId id);
 
+  // --- resync ---
+  // Runs `look` while nothing changes the tree; tells it the number of the last operation.
+  void WithTreeAtRest(absl::FunctionRef<void(uint64_t last)> look);
+  // Adds the volume's objects that have no name any more and are still open. Within WithTreeAtRest.
+  void AddOrphans(recovery::Inventory& inventory) const;
+  // Brings what the file holds in `extent` to that replica alone; returns when it has it, or is neither member nor joiner.
+  int SendTo(size_t replica, FileState& file, Extent extent);
+
   // --- verify ---
   FreezeGate& gate() { return gate_; }
   // Of a file that is open or dirty; null: nothing of it can be dirty.
@@ -97,6 +106,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
 
   Counters counters() const;
   uint64_t dirty_bytes() const;
+  // Grows while programs write or sync.
+  uint64_t activity() const;
   // Why the replica last refused data, while some of that is not there yet; 0: nothing is refused.
   int refusal(size_t replica) const { return refusals_[replica]; }
 
@@ -128,6 +139,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
 
   int AwaitOperation(uint64_t number, Sender sender = Sender::kCaller);
   int MakeRoom();
+  void NoteOrphans(const NamespaceOp& op);
   void DropIfGone(const NamespaceOp& op);
   int SendWritten(FileState& file, Extent extent, WaitLevel level, LocalPersist* local);
   int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local);
@@ -136,6 +148,9 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
   int Barrier();
   void Trim();
+  void TrimTo(uint8_t replicas);
+  bool Proceeds() const;
+  bool WantedConnected() const;
   std::vector<std::shared_ptr<FileState>> AllFiles() const;
   void Keep(FileState& file);
   void Converge();
@@ -147,6 +162,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   OperationLog& log_;
   const std::vector<ReplicaPath> replicas_;
   const std::vector<DataSession*> sessions_;  // of replicas_
+  StagingPool& staging_;
   EventSink& events_;
   OwnWaits own_waits_{*this};
   Replication replication_;
@@ -156,6 +172,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   FreezeGate gate_;
   std::mutex namespace_mutex_;
   SyncRounds tree_rounds_;
+  std::map<FileId, uint32_t> orphans_;  // guarded by namespace_mutex_; id -> mode, 0 where not known
   std::atomic<uint64_t> next_id_{1};
   std::atomic<uint64_t> syncs_{0};
   std::atomic<uint64_t> suspended_{0};

@@ -114,6 +114,18 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
   return error;
 }
 
+int VolumeReplicator::SendTo(size_t replica, FileState& file, Extent extent) {
+  const auto patience = std::chrono::nanoseconds(page_.page().deadline_ns);
+  const uint64_t operation = file.slot().size_generation.load(std::memory_order_acquire) / 2;
+  if (const int error = replicas_[replica].operations->Deliver(operation, Deadline::After(patience));
+      error != 0) {
+    return error;
+  }
+  Replication only(page_.page(), sessions_, staging_, own_waits_, replica);
+  DescriptorSource source(file.backing_fd());
+  return only.Replicate(file.target(), {&extent, 1}, source, WaitLevel::kReceived, nullptr).code;
+}
+
 int VolumeReplicator::Written(ReplicatedFile& file, Extent extent) {
   return SendWritten(StateOf(file), extent, WaitLevel::kReceived, nullptr);
 }
@@ -323,6 +335,17 @@ void VolumeReplicator::NoteConvergeError(const FileState& file, int error) {
   }
 }
 
+// Whether another attempt can succeed: everybody whom syncs wait for is there.
+bool VolumeReplicator::WantedConnected() const {
+  const SetWord set = LoadSet(page_.page());
+  for (size_t i = 0; i < sessions_.size(); ++i) {
+    if (((set.members() | set.joiners()) & (1U << i)) != 0 && !sessions_[i]->connected()) {
+      return false;
+    }
+  }
+  return MaySucceed(page_.page(), set);
+}
+
 // True when nothing is left dirty, or trying again is of no use before somebody says so.
 bool VolumeReplicator::ConvergeOnce() {
   std::vector<std::shared_ptr<FileState>> unsettled;
@@ -334,10 +357,8 @@ bool VolumeReplicator::ConvergeOnce() {
   }
   bool settled = true;
   for (const std::shared_ptr<FileState>& file : unsettled) {
-    const bool connected = std::all_of(sessions_.begin(), sessions_.end(),
-                                       [](const DataSession* session) { return session->connected(); });
     int error = ENOTCONN;
-    if (connected) {
+    if (WantedConnected()) {
       FileState::Capture capture(*file, kWholeFile, {});
       error = TrySend(*file, capture, WaitLevel::kReceived, nullptr, Sender::kVolume);
     }
@@ -369,6 +390,11 @@ uint64_t VolumeReplicator::dirty_bytes() const {
     sum += file->dirty_bytes();
   }
   return sum;
+}
+
+uint64_t VolumeReplicator::activity() const {
+  ForeignStores* const stores = stores_;
+  return syncs_ + changes_ + (stores != nullptr ? stores->Syncs() : 0);
 }
 
 VolumeReplicator::Counters VolumeReplicator::counters() const {

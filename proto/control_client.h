@@ -42,6 +42,15 @@ class ControlClient {
   absl::StatusOr<control::ReplicaState> CopyState(const control::CopyStateRequest& request, Timeout timeout);
   absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request,
                                                         Timeout timeout);
+  absl::StatusOr<control::BeginResyncReply> BeginResync(const control::BeginResyncRequest& request,
+                                                        Timeout timeout);
+  absl::StatusOr<control::ChangeTreeReply> ChangeTree(const control::ChangeTreeRequest& request,
+                                                      Timeout timeout);
+  absl::StatusOr<control::AdoptMountReply> AdoptMount(const control::AdoptMountRequest& request,
+                                                      Timeout timeout);
+  absl::StatusOr<control::EndResyncReply> EndResync(const control::EndResyncRequest& request,
+                                                    Timeout timeout);
+  absl::StatusOr<control::ResyncReply> Resync(const control::ResyncRequest& request, Timeout timeout);
   absl::StatusOr<control::LeaveReply> Leave(const control::LeaveRequest& request, Timeout timeout);
   absl::StatusOr<control::ChecksumsReply> Checksums(const control::ChecksumsRequest& request,
                                                     Timeout timeout);

@@ -23,6 +23,7 @@ struct VolumeRecord {
   uint64_t mount_number = 0;  // of the primary mount whose operations were applied last
   uint64_t operation = 0;     // highest operation of that mount that was durable when the record was written
   bool clean = true;          // the primary left cleanly and everything was durable
+  bool resyncing = false;     // the files are a mixture, on their way from one consistency point to another
   std::string
       boot;  // of the machine when it was written: after a restart of it, what was not durable may be gone
   friend bool operator==(const VolumeRecord&, const VolumeRecord&) = default;

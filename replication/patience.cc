@@ -10,6 +10,10 @@ namespace {
 // Longer than any process lives, and far from an overflow when the current time is added.
 constexpr uint64_t kForever = uint64_t{1} << 60;
 
+// Under kProceed, beyond the deadline: for the daemon to notice and to decide.
+constexpr int kDaemonDecides = 3;
+constexpr std::chrono::seconds kDaemonDelay{5};
+
 Deadline::Duration Period(uint64_t nanoseconds) {
   return Deadline::Duration(static_cast<int64_t>(std::min(nanoseconds, kForever)));
 }
@@ -17,14 +21,19 @@ Deadline::Duration Period(uint64_t nanoseconds) {
 }  // namespace
 
 Patience::Patience(const VolumePage& page, SyncObserver& observer, FileId file)
-    : page_(page), observer_(observer), file_(file), limit_(Deadline::After(Period(page.deadline_ns))) {}
+    : page_(page), observer_(observer), file_(file), limit_(Deadline::After(CurrentPeriod())) {}
 
-void Patience::Progress() {
-  limit_ = Deadline::After(Period(suspended_ ? page_.suspend_ns : page_.deadline_ns));
+Deadline::Duration Patience::CurrentPeriod() const {
+  if (page_.on_loss == static_cast<uint32_t>(OnLoss::kProceed)) {
+    return kDaemonDecides * Period(page_.deadline_ns) + kDaemonDelay;
+  }
+  return Period(suspended_ ? page_.suspend_ns : page_.deadline_ns);
 }
 
-// kProceed fails like kFail: what it would have to record is the business of a dirty map, and the daemon
-// refuses to mount a volume with that policy while it has none.
+void Patience::Progress() { limit_ = Deadline::After(CurrentPeriod()); }
+
+// Under kProceed the daemon takes a silent replica out of the set when the deadline has passed by its own measure; a sync waits for that
+// somewhat longer. It fails only when the daemon does not answer for itself.
 bool Patience::RanOut() {
   interrupted_ = interrupted_ != 0 ? interrupted_ : observer_.Interrupted(suspended_);
   if (interrupted_ != 0) {

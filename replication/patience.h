@@ -34,6 +34,8 @@ class Patience {
   void Ended(int error);
 
  private:
+  Deadline::Duration CurrentPeriod() const;
+
   const VolumePage& page_;
   SyncObserver& observer_;
   const FileId file_;

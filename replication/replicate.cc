@@ -32,6 +32,7 @@ constexpr size_t kPipelinedFrame = 256 << 10;
 constexpr int kRetriesAtOnce = 3;  // then with pauses: what was in the way is still there
 
 using ReplicaMask = uint8_t;
+constexpr ReplicaMask kAllReplicas = UINT8_MAX;
 constexpr ReplicaMask Bit(size_t replica) { return static_cast<ReplicaMask>(1U << replica); }
 
 template <typename Function>
@@ -66,8 +67,9 @@ class Sync {
  public:
   Sync(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
        SyncObserver& observer, const CaptureTarget& target, std::span<const Extent> extents,
-       ByteSource& source, WaitLevel level, LocalPersist* local)
+       ByteSource& source, WaitLevel level, LocalPersist* local, ReplicaMask considered)
       : page_(page),
+        considered_(considered),
         sessions_(sessions),
         staging_(staging),
         observer_(observer),
@@ -116,6 +118,7 @@ class Sync {
   void Advanced(uint64_t bytes);
 
   const VolumePage& page_;
+  const ReplicaMask considered_;
   const std::span<DataSession* const> sessions_;
   StagingPool& staging_;
   SyncObserver& observer_;
@@ -144,8 +147,8 @@ Error Sync::Converge() {
     PMIRROR_RETURN_IF_ERROR(Fenced());
     const SetWord set = LoadSet(page_);
     Adopt(set);
-    const auto missing = static_cast<ReplicaMask>((set.members() | set.joiners()) & ~done_);
-    if (missing == 0 && set.members() != 0) {
+    const auto missing = static_cast<ReplicaMask>((set.members() | set.joiners()) & considered_ & ~done_);
+    if (missing == 0 && (considered_ != kAllReplicas || MaySucceed(page_, set))) {
       PersistHere();
       return local_error_;
     }
@@ -449,6 +452,10 @@ Replication::Replication(const VolumePage& page, std::span<DataSession* const> s
                          SyncObserver& observer)
     : page_(page), sessions_(sessions), staging_(staging), observer_(observer) {}
 
+Replication::Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
+                         SyncObserver& observer, size_t only)
+    : page_(page), sessions_(sessions), staging_(staging), observer_(observer), considered_(Bit(only)) {}
+
 Error Replication::Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                              WaitLevel level, LocalPersist* local) {
   int state = 0;
@@ -458,7 +465,7 @@ Error Replication::Replicate(const CaptureTarget& target, std::span<const Extent
   Error result;
   {
     const SignalBlock block;
-    result = Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local).Run();
+    result = Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local, considered_).Run();
   }
   // Not RAII: the thread may end here, and a destructor may not be left that way. The state before the type,
   // because glibc 2.36 loses the thread's result when enabling an asynchronous cancellation that is pending.

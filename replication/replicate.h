@@ -82,6 +82,11 @@ class Replication {
   Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
               SyncObserver& observer);
 
+  // One that sends to a single replica, whatever the policy says of the others: what a resync brings over. Success then means that this one
+  // has it, or is neither a member nor a joiner any more.
+  Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
+              SyncObserver& observer, size_t only);
+
   // Captures `extents` (sorted, not overlapping) of `target` and returns when they are at `level` on every
   // in-sync member. `level` kDurable puts a barrier on the last frame. `local` may be null. An empty
   // `extents` with kDurable sends a barrier alone. Never returns success after a failure of `local`. What
@@ -90,7 +95,7 @@ class Replication {
   // whenever the replica has let a further part of a large capture through. A joiner counts like a member: it
   // is asked for and waited for. Cancellation of the thread (both types) takes effect when the call returns,
   // not within it. Errors: EIO (policy fail, or suspend ran out; the replica's storage failed), ENOSPC (the
-  // replica is full), ESTALE (fenced), ETIMEDOUT never. After an error nothing may be assumed about what the
+  // replica is full), ESTALE (fenced), ETIMEDOUT never. Under kProceed a replica that left the set is not waited for. After an error nothing may be assumed about what the
   // replicas have: the ranges are still dirty (keep the ticket as redo).
   Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                   WaitLevel level, LocalPersist* local);
@@ -100,6 +105,7 @@ class Replication {
   std::span<DataSession* const> sessions_;
   StagingPool& staging_;
   SyncObserver& observer_;
+  const uint8_t considered_ = UINT8_MAX;  // bit a replica
 };
 
 }  // namespace pmirror

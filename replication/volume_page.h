@@ -69,4 +69,11 @@ static_assert(offsetof(VolumePage, slots) == 4096);
 
 inline SetWord LoadSet(const VolumePage& page) { return {page.set.load(std::memory_order_acquire)}; }
 
+// Whether a sync that every member and joiner of `set` has may succeed (docs/internals/resync.md): under kProceed always, else only when no
+// configured replica is missing among the members.
+inline bool MaySucceed(const VolumePage& page, SetWord set) {
+  return page.on_loss == static_cast<uint32_t>(OnLoss::kProceed) ||
+         set.members() == static_cast<uint8_t>((1U << page.replica_count) - 1);
+}
+
 }  // namespace pmirror

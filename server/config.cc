@@ -143,9 +143,6 @@ void ReadPolicy(TomlSection& section, VolumeConfig& volume) {
                                                      {{"suspend", static_cast<int>(OnLoss::kSuspend)},
                                                       {"fail", static_cast<int>(OnLoss::kFail)},
                                                       {"proceed", static_cast<int>(OnLoss::kProceed)}}));
-  if (volume.on_loss == OnLoss::kProceed) {
-    section.Wrong("on_loss", "needs the dirty map, which this version does not have; use suspend or fail");
-  }
   volume.deadline = ReadDuration(section, "deadline", "5s", kMinDeadline);
   volume.suspend = ReadDuration(section, "suspend", "60s", 0ms);
   volume.domain = static_cast<Domain>(section.OneOf("domain", "file",

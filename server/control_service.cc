@@ -194,6 +194,38 @@ struct ControlService::Impl final : control::Control::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status BeginResync(grpc::ServerContext*, const control::BeginResyncRequest* request,
+                           control::BeginResyncReply* reply) override {
+    if (grpc::Status refusal = Admit(request->node()); !refusal.ok()) {
+      return refusal;
+    }
+    auto [replica, refusal] = Replica(request->volume());
+    if (replica == nullptr) {
+      return refusal;
+    }
+    absl::StatusOr<control::BeginResyncReply> begun = replica->BeginResync(*request);
+    if (!begun.ok()) {
+      return ToGrpc(begun.status());
+    }
+    *reply = *std::move(begun);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ChangeTree(grpc::ServerContext*, const control::ChangeTreeRequest* request, control::ChangeTreeReply*) override {
+    auto [replica, refusal] = Replica(request->volume());
+    return replica == nullptr ? refusal : ToGrpc(replica->ChangeTree(*request));
+  }
+
+  grpc::Status AdoptMount(grpc::ServerContext*, const control::AdoptMountRequest* request, control::AdoptMountReply*) override {
+    auto [replica, refusal] = Replica(request->volume());
+    return replica == nullptr ? refusal : ToGrpc(replica->AdoptMount(*request));
+  }
+
+  grpc::Status EndResync(grpc::ServerContext*, const control::EndResyncRequest* request, control::EndResyncReply*) override {
+    auto [replica, refusal] = Replica(request->volume());
+    return replica == nullptr ? refusal : ToGrpc(replica->EndResync(*request));
+  }
+
   grpc::Status Leave(grpc::ServerContext*, const control::LeaveRequest* request,
                      control::LeaveReply*) override {
     auto [replica, refusal] = Replica(request->volume());
@@ -350,6 +382,20 @@ struct ControlService::Impl final : control::Control::Service {
       }
     }
     return {grpc::StatusCode::UNAVAILABLE, fmt::format("{} stops", config.name)};
+  }
+
+  grpc::Status Resync(grpc::ServerContext*, const control::ResyncRequest* request,
+                      control::ResyncReply*) override {
+    const ServedVolume* volume = Find(request->volume());
+    if (volume == nullptr) {
+      return NotFound(fmt::format("{} has no volume '{}'", config.name, request->volume()));
+    }
+    if (volume->primary == nullptr) {
+      return {grpc::StatusCode::FAILED_PRECONDITION,
+              fmt::format("volume {} is primary on {}; resync it from there", volume->config->name,
+                          volume->config->primary)};
+    }
+    return ToGrpc(volume->primary->Resync(request->node(), request->full()));
   }
 
   grpc::Status SetReachable(grpc::ServerContext* context, const control::SetReachableRequest* request,

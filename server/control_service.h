@@ -35,6 +35,8 @@ class PrimaryView {
   virtual absl::Status Ping(const std::string& node, control::PingReply& reply) = 0;
   // Compares every replica with the primary; the last message sent is `finished` and holds the differences.
   virtual absl::Status Verify(const SendProgress& send) = 0;
+  // Begins a resync. `node` empty: of every replica. kNotFound: no copy there.
+  virtual absl::Status Resync(const std::string& node, bool full) = 0;
   // Cuts the data and control paths to `node` and makes none, or allows them again.
   virtual void SetReachable(const std::string& node, bool reachable) = 0;
 };
@@ -48,6 +50,12 @@ class ReplicaView {
   virtual absl::StatusOr<control::OpenSessionReply> OpenSession(
       const control::OpenSessionRequest& request) = 0;
   virtual absl::Status Leave(const control::LeaveRequest& request) = 0;
+  // A resync, as control.proto has it.
+  virtual absl::StatusOr<control::BeginResyncReply> BeginResync(
+      const control::BeginResyncRequest& request) = 0;
+  virtual absl::Status ChangeTree(const control::ChangeTreeRequest& request) = 0;
+  virtual absl::Status AdoptMount(const control::AdoptMountRequest& request) = 0;
+  virtual absl::Status EndResync(const control::EndResyncRequest& request) = 0;
   virtual absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) = 0;
   virtual absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) = 0;
   // As PrimaryView's; `replicas` gets this node's own copy, which calls itself in-sync only while the primary

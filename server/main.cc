@@ -18,6 +18,7 @@
 
 #include "fs/client_registry.h"
 #include "fs/primary_volume.h"
+#include "fs/verify_volume.h"
 #include "server/config.h"
 #include "server/control_service.h"
 #include "server/data_listener.h"
@@ -27,7 +28,6 @@
 #include "server/peer_watch.h"
 #include "server/replica_view.h"
 #include "server/replica_volume.h"
-#include "server/verify_volume.h"
 
 namespace pmirror::server {
 namespace {
@@ -76,12 +76,14 @@ class PrimaryVolumeView : public PrimaryView {
     return primary_.Ping(node, reply);
   }
   absl::Status Verify(const SendProgress& send) override {
-    std::vector<ReplicaToVerify> replicas;
+    std::vector<fs::ReplicaToVerify> replicas;
     for (const std::string& node : volume_.NodesBut(config_.name)) {
       replicas.push_back({node, config_.Peer(node)->control});
     }
-    return VerifyVolume(volume_, replicas, primary_, send);
+    return fs::VerifyVolume({.name = volume_.name, .uuid = volume_.uuid, .backing = volume_.backing.string()},
+                            replicas, primary_, send);
   }
+  absl::Status Resync(const std::string& node, bool full) override { return primary_.Resync(node, full); }
   void SetReachable(const std::string& node, bool reachable) override {
     primary_.SetReachable(node, reachable);
   }

@@ -46,6 +46,8 @@ control::ReplicaState ReplicaVolumeView::CopyState() {
   message.set_epoch(Raw(state.record.epoch));
   message.set_refusal(state.refusal);
   message.set_persistence_domain(Name(state.domain));
+  message.set_resyncing(state.record.resyncing);
+  message.set_restarted(state.restarted_in_use);
   return message;
 }
 
@@ -54,6 +56,41 @@ absl::Status ReplicaVolumeView::Leave(const control::LeaveRequest& request) {
                         .operation = request.operation(),
                         .generation = request.generation(),
                         .mount_number = request.mount_number()});
+}
+
+absl::StatusOr<control::BeginResyncReply> ReplicaVolumeView::BeginResync(
+    const control::BeginResyncRequest& request) {
+  const absl::StatusOr<uint64_t> token = volume_.BeginResync({.node = request.node(),
+                                                              .epoch = Epoch{request.epoch()},
+                                                              .generation = request.generation(),
+                                                              .mount_number = request.mount_number()});
+  if (!token.ok()) {
+    return token.status();
+  }
+  control::BeginResyncReply reply;
+  reply.set_token(*token);
+  return reply;
+}
+
+absl::Status ReplicaVolumeView::ChangeTree(const control::ChangeTreeRequest& request) {
+  for (const std::string& bytes : request.operations()) {
+    const Result<NamespaceOp> op = DecodeNamespaceOp(std::as_bytes(std::span(bytes)));
+    if (!op.ok()) {
+      return absl::InvalidArgumentError("an operation of the resync is malformed");
+    }
+    if (absl::Status status = volume_.ChangeTree(request.token(), op.value()); !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReplicaVolumeView::AdoptMount(const control::AdoptMountRequest& request) {
+  return volume_.AdoptMount(request.token(), request.operation());
+}
+
+absl::Status ReplicaVolumeView::EndResync(const control::EndResyncRequest& request) {
+  return volume_.EndResync(request.token());
 }
 
 absl::StatusOr<recovery::Inventory> ReplicaVolumeView::Inventory(recovery::InventoryDetail detail) {
@@ -68,6 +105,10 @@ absl::StatusOr<recovery::Inventory> ReplicaVolumeView::Inventory(recovery::Inven
 
 absl::StatusOr<recovery::BlockChecksums> ReplicaVolumeView::Checksums(FileId file, Extent extent,
                                                                       uint32_t block) {
+  if (const Result<UniqueFd> fd = volume_.OpenFile(file); fd.ok()) {
+    return recovery::ChecksumBlocks(fd.value().get(), extent, block);
+  }
+  // Not known by its id: put there by somebody else, perhaps.
   const std::lock_guard lock(tree_mutex_);
   if (tree_ == nullptr) {
     return absl::FailedPreconditionError("ask for the inventory first");
@@ -103,6 +144,9 @@ void ReplicaVolumeView::FillStatus(control::VolumeStatus& status) {
   if (!state.refusal.empty()) {
     own.set_state("failed");
     own.set_reason(state.refusal);
+  } else if (state.record.resyncing) {
+    own.set_state("resyncing");
+    own.set_reason("its files are a mixture until the resync has ended; not promotable");
   } else if (!primary.missing.empty()) {
     own.set_state("disconnected");
     own.set_reason(primary.missing);

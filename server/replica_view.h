@@ -25,6 +25,10 @@ class ReplicaVolumeView : public ReplicaView {
   control::ReplicaState CopyState() override;
   absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest& request) override;
   absl::Status Leave(const control::LeaveRequest& request) override;
+  absl::StatusOr<control::BeginResyncReply> BeginResync(const control::BeginResyncRequest& request) override;
+  absl::Status ChangeTree(const control::ChangeTreeRequest& request) override;
+  absl::Status AdoptMount(const control::AdoptMountRequest& request) override;
+  absl::Status EndResync(const control::EndResyncRequest& request) override;
   absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) override;
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
   void FillStatus(control::VolumeStatus& status) override;

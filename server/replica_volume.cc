@@ -135,17 +135,10 @@ absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const Session
 }
 
 absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
-  if (const std::string refusal = Refusal(); !refusal.empty()) {
-    return absl::FailedPreconditionError(refusal);
-  }
-  if (request.epoch < record_.epoch) {
-    return Superseded(absl::StrCat("epoch ", Raw(request.epoch), " of volume ", options_.name,
-                                   " was superseded by epoch ", Raw(record_.epoch), ": node ", request.node,
-                                   " is no longer its primary"));
-  }
-  if (request.mount_number < record_.mount_number) {
-    return Superseded(absl::StrCat("mount ", request.mount_number, " of volume ", options_.name,
-                                   " was followed by mount ", record_.mount_number));
+  if (absl::Status status =
+          CheckHistory(request.node, request.epoch, request.mount_number, request.generation);
+      !status.ok()) {
+    return status;
   }
   const bool new_mount = request.mount_number > record_.mount_number;
   if (new_mount && request.kind != SessionKind::kDaemon) {
@@ -153,12 +146,33 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
         absl::StrCat("mount ", request.mount_number, " of volume ", options_.name,
                      " has not begun here: the daemon's session comes first"));
   }
+  if (new_mount && record_.resyncing) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a resync of this replica of ", options_.name, " has begun and not ended: it has to be repeated first"));
+  }
   if (!new_mount && restarted_in_use_) {
     return absl::FailedPreconditionError(
         absl::StrCat("the machine of this replica of ", options_.name, " was restarted during mount ",
                      record_.mount_number,
-                     ": what it had received and not made durable may be gone; mount anew, and compare or "
-                     "copy the volume first"));
+                     ": what it had received and not made durable may be gone; a resync comes first"));
+  }
+  return absl::OkStatus();
+}
+
+// Whether this copy may follow that mount of that history at all. Under control_mutex_.
+absl::Status ReplicaVolume::CheckHistory(const std::string& node, Epoch epoch, uint64_t mount_number,
+                                         uint64_t generation) const {
+  if (const std::string refusal = Refusal(); !refusal.empty()) {
+    return absl::FailedPreconditionError(refusal);
+  }
+  if (epoch < record_.epoch) {
+    return Superseded(absl::StrCat("epoch ", Raw(epoch), " of volume ", options_.name,
+                                   " was superseded by epoch ", Raw(record_.epoch), ": node ", node,
+                                   " is no longer its primary"));
+  }
+  if (mount_number < record_.mount_number) {
+    return Superseded(absl::StrCat("mount ", mount_number, " of volume ", options_.name,
+                                   " was followed by mount ", record_.mount_number));
   }
   const bool unused = record_.generation == 0 && record_.mount_number == 0;
   if (unused && index_->size() + index_->without_id_count() != 0) {
@@ -167,10 +181,10 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
                      index_->size() + index_->without_id_count(), " objects but never was a copy of volume ",
                      options_.name, "; empty it, or choose another directory"));
   }
-  if (record_.generation != 0 && request.generation != record_.generation) {
+  if (record_.generation != 0 && generation != record_.generation) {
     return absl::FailedPreconditionError(
         absl::StrCat("this copy of ", options_.name, " is of data generation ", record_.generation, ", node ",
-                     request.node, " serves ", request.generation, "; it has to be copied anew"));
+                     node, " serves ", generation, "; it has to be copied anew"));
   }
   return absl::OkStatus();
 }
@@ -238,6 +252,10 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
     return absl::FailedPreconditionError(
         absl::StrCat("the primary leaves ", options_.name, " after operation ", departure.operation,
                      ", this replica has applied ", applied_operation(), "; repeat what is missing first"));
+  }
+  if (record_.resyncing) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("a resync of this replica of ", options_.name, " has not ended"));
   }
   if (departure.generation != 0 && record_.generation != 0 && departure.generation != record_.generation) {
     return absl::FailedPreconditionError(absl::StrCat("this copy of ", options_.name,

@@ -15,6 +15,8 @@
 //     completes it when it is replayed.
 #pragma once
 
+#include <fcntl.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -86,6 +88,23 @@ class ReplicaVolume {
   // older sessions may have been ended.
   absl::StatusOr<SessionTable::Permit> PrepareSession(const SessionRequest& request);
 
+  // --- a resync (docs/internals/resync.md); `token` is BeginResync's, kFailedPrecondition when another has begun since ---
+
+  struct ResyncRequest {
+    std::string node;  // of the primary
+    Epoch epoch{};
+    uint64_t generation = 0;
+    uint64_t mount_number = 0;
+  };
+  // Ends every session and records, durably, that the files are a mixture from here on. Errors as PrepareSession.
+  absl::StatusOr<uint64_t> BeginResync(const ResyncRequest& request);
+  // One operation of the plan. An error leaves the tree as the operation found it, and says why.
+  absl::Status ChangeTree(uint64_t token, const NamespaceOp& op);
+  // The tree is the primary's as of `operation` of the mount that BeginResync named: sessions of it may be opened now.
+  absl::Status AdoptMount(uint64_t token, uint64_t operation);
+  // Everything is durable, and the copy whole again, when this returns OK.
+  absl::Status EndResync(uint64_t token);
+
   struct Departure {
     Epoch epoch{};
     uint64_t operation = 0;
@@ -124,6 +143,8 @@ class ReplicaVolume {
   State state() const;
 
   int backing_directory() const { return index_->root(); }
+  // For reading. ENOENT: no such file.
+  Result<UniqueFd> OpenFile(FileId id) const { return index_->Open(id, O_RDONLY | O_NOATIME); }
 
   // Ends all sessions and makes everything durable: before the daemon exits. Idempotent.
   absl::Status Shutdown();
@@ -168,6 +189,9 @@ class ReplicaVolume {
   absl::Status OpenBacking();
   absl::Status LoadRecord();
   absl::Status CheckRequest(const SessionRequest& request) const;
+  absl::Status CheckHistory(const std::string& node, Epoch epoch, uint64_t mount_number,
+                            uint64_t generation) const;
+  absl::Status CheckToken(uint64_t token) const;
   absl::Status Adopt(const SessionRequest& request);
   absl::Status StoreRecord(const VolumeRecord& record);
   std::string Refusal() const;
@@ -190,6 +214,12 @@ class ReplicaVolume {
   AtomicCounters counters_;
   std::atomic<Deadline::Duration::rep> daemon_gone_since_ = Deadline::Now().count();  // 0: it is there
   bool restarted_in_use_ = false;  // guarded by control_mutex_
+  struct RunningResync {
+    uint64_t token = 0;  // 0: none
+    uint64_t mount_number = 0;
+    uint64_t generation = 0;
+  };
+  RunningResync resync_;  // guarded by control_mutex_
 
   mutable std::mutex control_mutex_;
   VolumeRecord record_;                 // guarded by control_mutex_

@@ -158,8 +158,6 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Refusal{"RpoTime", [](SandboxOptions& o) { o.rpo = "50ms"; },
                               "--rpo 50ms: needs asynchronous replication"},
                       Refusal{"RpoBytes", [](SandboxOptions& o) { o.rpo = "1MiB"; }, "allowed: 0"},
-                      Refusal{"Proceed", [](SandboxOptions& o) { o.on_loss = "proceed"; },
-                              "use suspend or fail"},
                       Refusal{"Etcd", [](SandboxOptions& o) { o.arbiter = "etcd"; }, "use manual"},
                       Refusal{"Arbiter", [](SandboxOptions& o) { o.arbiter = "dice"; }, "allowed: manual"},
                       Refusal{"Nodes", [](SandboxOptions& o) { o.nodes = 10; }, "1 to 9"},

@@ -165,8 +165,6 @@ const std::vector<BadCase> kBadCases{
     {"RpoOfBytes", "", "rpo = \"1MiB\"\n", "f.toml:17:7: volume.rpo: '1MiB' needs asynchronous replication",
      "\"0\""},
     {"RpoUnreadable", "", "rpo = \"soon\"\n", "f.toml:17:7: volume.rpo: 'soon' is no", "\"0\""},
-    {"OnLossProceed", "", "on_loss = \"proceed\"\n",
-     "f.toml:17:11: volume.on_loss: 'proceed' needs the dirty map", "use suspend or fail"},
     {"OnLossUnknown", "", "on_loss = \"wait\"\n", "f.toml:17:11: volume.on_loss: 'wait' is not known",
      "suspend, fail, proceed"},
     {"DeadlineUnreadable", "", "deadline = \"5\"\n", "f.toml:17:12: volume.deadline: '5' is no duration",

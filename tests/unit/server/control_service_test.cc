@@ -19,7 +19,7 @@
 #include "absl/synchronization/notification.h"
 #include "proto/control_client.h"
 #include "server/peer_watch.h"
-#include "server/remote_tree.h"
+#include "fs/remote_tree.h"
 
 namespace pmirror::server {
 namespace {

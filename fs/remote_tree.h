@@ -8,7 +8,7 @@
 #include "proto/control_client.h"
 #include "recovery/verifier.h"
 
-namespace pmirror::server {
+namespace pmirror::fs {
 
 class RemoteTree : public recovery::VerifySide {
  public:
@@ -27,4 +27,4 @@ class RemoteTree : public recovery::VerifySide {
   const recovery::InventoryDetail detail_;
 };
 
-}  // namespace pmirror::server
+}  // namespace pmirror::fs

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Messages to values.
-#include "server/remote_tree.h"
+#include "fs/remote_tree.h"
 
 #include <utility>
 
-namespace pmirror::server {
+namespace pmirror::fs {
 namespace {
 
 OpTime ToTime(const control::Time& message) {
@@ -71,4 +71,4 @@ absl::StatusOr<recovery::BlockChecksums> RemoteTree::Checksums(FileId file, Exte
   return recovery::BlockChecksums{{reply->crc().begin(), reply->crc().end()}, reply->size()};
 }
 
-}  // namespace pmirror::server
+}  // namespace pmirror::fs

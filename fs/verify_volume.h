@@ -10,19 +10,24 @@
 #include "proto/control.pb.h"
 #include "proto/control_client.h"
 #include "recovery/verifier.h"
-#include "server/config.h"
 
-namespace pmirror::server {
+namespace pmirror::fs {
 
 struct ReplicaToVerify {
   std::string node;
   std::vector<std::string> control;  // addresses
 };
 
+struct VolumeToVerify {
+  std::string name;
+  Uuid uuid{};
+  std::string backing;  // directory
+};
+
 // Blocks until done. The last message sent has `finished` and all differences. Fails when a replica cannot be
 // asked: the sentence names it. `send` returns false when the caller is gone.
-absl::Status VerifyVolume(const VolumeConfig& volume, const std::vector<ReplicaToVerify>& replicas,
+absl::Status VerifyVolume(const VolumeToVerify& volume, const std::vector<ReplicaToVerify>& replicas,
                           recovery::Freezer& freezer,
                           const std::function<bool(const control::VerifyProgress&)>& send);
 
-}  // namespace pmirror::server
+}  // namespace pmirror::fs

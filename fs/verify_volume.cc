@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One recovery::Verify a replica, and its findings as messages.
-#include "server/verify_volume.h"
+#include "fs/verify_volume.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -9,9 +9,9 @@
 #include <utility>
 
 #include "recovery/local_tree.h"
-#include "server/remote_tree.h"
+#include "fs/remote_tree.h"
 
-namespace pmirror::server {
+namespace pmirror::fs {
 namespace {
 
 constexpr std::chrono::minutes kCallTimeout{5};
@@ -53,7 +53,7 @@ class ProgressReporter {
 
 }  // namespace
 
-absl::Status VerifyVolume(const VolumeConfig& volume, const std::vector<ReplicaToVerify>& replicas,
+absl::Status VerifyVolume(const VolumeToVerify& volume, const std::vector<ReplicaToVerify>& replicas,
                           recovery::Freezer& freezer,
                           const std::function<bool(const control::VerifyProgress&)>& send) {
   control::VerifyProgress verdict;
@@ -61,7 +61,7 @@ absl::Status VerifyVolume(const VolumeConfig& volume, const std::vector<ReplicaT
     UniqueFd root(::open(volume.backing.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!root.valid()) {
       return absl::ErrnoToStatus(
-          errno, fmt::format("cannot open the backing directory {}", volume.backing.string()));
+          errno, fmt::format("cannot open the backing directory {}", volume.backing));
     }
     recovery::LocalTree original(std::move(root));
     proto::ControlClient client(replica.control);
@@ -91,4 +91,4 @@ absl::Status VerifyVolume(const VolumeConfig& volume, const std::vector<ReplicaT
   return absl::OkStatus();
 }
 
-}  // namespace pmirror::server
+}  // namespace pmirror::fs

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Who of the configured replicas is a member of the in-sync set or joins it: the one owner of the volume page's set word
+// (docs/internals/resync.md). Thread-safe; every call moves the word in one step, or not at all when nothing changes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+
+#include "fs/volume_page_owner.h"
+
+namespace pmirror::fs {
+
+class InSyncSet {
+ public:
+  // At first every replica is a member: as long as it is not known whether its copy is good, no sync succeeds without it.
+  // `page` must outlive the set. Requires: replicas <= kMaxReplicas.
+  InSyncSet(VolumePageOwner& page, size_t replicas);
+
+  // Syncs neither send to it nor wait for it. True when it was a member or a joiner.
+  bool Leave(size_t replica);
+  // Syncs send to it and wait for it; it does not count yet.
+  void Join(size_t replica);
+  // It counts. False when it has left meanwhile: then it does not.
+  bool Admit(size_t replica);
+
+  bool member(size_t replica) const { return (set().members() & Bit(replica)) != 0; }
+  bool joiner(size_t replica) const { return (set().joiners() & Bit(replica)) != 0; }
+  SetWord set() const { return LoadSet(page_.page()); }
+  // Somebody waits for it.
+  bool Wanted(size_t replica) const { return ((set().members() | set().joiners()) & Bit(replica)) != 0; }
+
+ private:
+  static constexpr uint8_t Bit(size_t replica) { return static_cast<uint8_t>(1U << replica); }
+
+  VolumePageOwner& page_;
+  std::mutex mutex_;  // of whoever moves the word
+};
+
+}  // namespace pmirror::fs

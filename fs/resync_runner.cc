@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// See resync_runner.h.
+#include "fs/resync_runner.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "recovery/inventory.h"
+#include "recovery/tree_plan.h"
+
+namespace pmirror::fs {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Step = recovery::ResyncMachine::Step;
+
+constexpr std::chrono::milliseconds kRetryPause{50};
+constexpr std::chrono::milliseconds kLongestPause{200};  // for programs, after one step
+
+bool MayPass(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
+}
+
+}  // namespace
+
+absl::Status ResyncRunner::Run(ResyncPeer& peer) {
+  joined_ = false;
+  begun_ = Clock::now();
+  activity_ = options_.activity();
+  absl::Status status = RunSteps(peer);
+  if (!status.ok()) {
+    set_.Leave(options_.replica);
+  }
+  file_.reset();
+  tree_.reset();
+  const std::lock_guard lock(mutex_);
+  progress_ = {};
+  return status;
+}
+
+absl::Status ResyncRunner::RunSteps(ResyncPeer& peer) {
+  Machine machine;
+  Clock::time_point last_success = Clock::now();
+  while (machine.action().step != Step::kDone) {
+    Publish(machine);
+    if (peer.GivenUp()) {
+      return absl::CancelledError("the volume is being left, or the replica was cut off");
+    }
+    if (joined_ && !set_.Wanted(options_.replica)) {
+      return absl::AbortedError("the replica left the set again");
+    }
+    const Clock::time_point begun = Clock::now();
+    const Step step = machine.action().step;
+    const absl::Status status = RunStep(machine, peer);
+    const bool repeatable = step == Step::kCompare || step == Step::kSend;
+    if (status.ok()) {
+      last_success = Clock::now();
+      GiveWay(last_success - begun);
+    } else if (!repeatable || !MayPass(status) || Clock::now() - last_success > options_.deadline) {
+      return status;
+    } else {
+      // Sleep because: nobody tells when a peer that did not answer can be asked again.
+      std::this_thread::sleep_for(kRetryPause);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ResyncRunner::RunStep(Machine& machine, ResyncPeer& peer) {
+  absl::Status status;
+  switch (machine.action().step) {
+    case Step::kBegin:
+      status = peer.Begin();
+      break;
+    case Step::kChangeTree:
+      status = ChangeTree(peer);
+      break;
+    case Step::kJoin:
+      status = Join(peer);
+      break;
+    case Step::kListFiles:
+      return ListFiles(machine);
+    case Step::kCompare:
+      return Compare(machine, peer);
+    case Step::kSend:
+      return Send(machine);
+    case Step::kEnd:
+      status = peer.End();
+      break;
+    case Step::kAdmit:
+      status = set_.Admit(options_.replica) ? absl::OkStatus()
+                                            : absl::AbortedError("the replica left the set again");
+      break;
+    case Step::kDone:
+      return absl::OkStatus();
+  }
+  if (status.ok()) {
+    machine.Done();
+  }
+  return status;
+}
+
+// --- the tree ---
+
+absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory(uint64_t& operation) {
+  if (tree_ == nullptr) {
+    UniqueFd root(::fcntl(options_.backing_root, F_DUPFD_CLOEXEC, 0));
+    if (!root.valid()) {
+      return absl::ErrnoToStatus(errno, "cannot duplicate the descriptor of the backing directory");
+    }
+    tree_ = std::make_unique<recovery::LocalTree>(std::move(root), recovery::InventoryDetail::kFull);
+  }
+  absl::StatusOr<recovery::Inventory> inventory;
+  replicator_.WithTreeAtRest([&](uint64_t last) {
+    operation = last;
+    inventory = tree_->Inventory();
+    if (inventory.ok()) {
+      replicator_.AddOrphans(*inventory);
+    }
+  });
+  return inventory;
+}
+
+absl::Status ResyncRunner::ChangeTree(ResyncPeer& peer) {
+  if (const std::optional<uint64_t> operation = peer.TreeAsOf(); operation.has_value()) {
+    return peer.AdoptMount(*operation);
+  }
+  uint64_t operation = 0;
+  const absl::StatusOr<recovery::Inventory> ours = TakeInventory(operation);
+  if (!ours.ok()) {
+    return ours.status();
+  }
+  const absl::StatusOr<recovery::Inventory> theirs = peer.Inventory();
+  if (!theirs.ok()) {
+    return theirs.status();
+  }
+  const recovery::TreePlan plan = recovery::PlanTree(*ours, *theirs);
+  if (!plan.obstacles.empty()) {
+    return absl::FailedPreconditionError(fmt::format(
+        "{} objects carry no id, so that nothing can be done about them, the first is '{}': pmirror did not make them; move them away",
+        plan.obstacles.size(), plan.obstacles.front().path));
+  }
+  if (absl::Status status = peer.ChangeTree(plan.operations); !status.ok()) {
+    return status;
+  }
+  return peer.AdoptMount(operation);
+}
+
+absl::Status ResyncRunner::Join(ResyncPeer& peer) {
+  if (absl::Status status = peer.Connect(); !status.ok()) {
+    return status;
+  }
+  set_.Join(options_.replica);
+  joined_ = true;
+  // An operation whose thread looked at the set before is in the log by now, and is waited for by nobody else.
+  return peer.DeliverAll();
+}
+
+// --- data ---
+
+absl::Status ResyncRunner::ListFiles(Machine& machine) {
+  uint64_t operation = 0;
+  const absl::StatusOr<recovery::Inventory> inventory = TakeInventory(operation);
+  if (!inventory.ok()) {
+    return inventory.status();
+  }
+  std::vector<recovery::FileInDoubt> files;
+  FileId last = FileId::kNone;
+  for (const recovery::TreeItem& item : *inventory) {
+    if (S_ISREG(item.mode)) {
+      files.push_back({.id = item.id, .size = item.size});
+    }
+  }
+  std::sort(files.begin(), files.end(), [](const auto& a, const auto& b) { return Raw(a.id) < Raw(b.id); });
+  std::erase_if(files, [&last](const recovery::FileInDoubt& file) {
+    return std::exchange(last, file.id) == file.id;  // another name of the same
+  });
+  machine.Listed(std::move(files));
+  return absl::OkStatus();
+}
+
+std::shared_ptr<FileState> ResyncRunner::Open(FileId file) {
+  if (file_ != nullptr && file_->id() == file) {
+    return file_;
+  }
+  file_ = replicator_.Find(file);
+  if (file_ == nullptr) {
+    const absl::StatusOr<UniqueFd> fd = tree_->Open(file);
+    if (fd.ok()) {
+      file_ = std::static_pointer_cast<FileState>(replicator_.Attach(file, fd->get()));
+    }
+  }
+  return file_;
+}
+
+absl::Status ResyncRunner::Compare(Machine& machine, ResyncPeer& peer) {
+  const Machine::Action action = machine.action();
+  const std::shared_ptr<FileState> file = Open(action.file);
+  if (file == nullptr || file->gone()) {
+    machine.Gone();
+    return absl::OkStatus();
+  }
+  // Theirs first: what reaches them in between can only make ours look newer.
+  const absl::StatusOr<recovery::BlockChecksums> theirs =
+      peer.Checksums(action.file, action.extent, action.block);
+  if (!theirs.ok()) {
+    if (absl::IsNotFound(theirs.status()) && file->gone()) {
+      machine.Gone();
+      return absl::OkStatus();
+    }
+    return theirs.status();
+  }
+  const absl::StatusOr<recovery::BlockChecksums> ours =
+      recovery::ChecksumBlocks(file->backing_fd(), action.extent, action.block);
+  if (!ours.ok()) {
+    return ours.status();
+  }
+  machine.Compared(recovery::DifferingBlocks(*ours, *theirs, action.extent, action.block), ours->size);
+  return absl::OkStatus();
+}
+
+absl::Status ResyncRunner::Send(Machine& machine) {
+  const Machine::Action action = machine.action();
+  const std::shared_ptr<FileState> file = Open(action.file);
+  if (file == nullptr || file->gone()) {
+    machine.Gone();
+    return absl::OkStatus();
+  }
+  if (const int error = replicator_.SendTo(options_.replica, *file, action.extent); error != 0) {
+    if (file->gone()) {
+      machine.Gone();
+      return absl::OkStatus();
+    }
+    const absl::Status status =
+        absl::ErrnoToStatus(error, fmt::format("file {:#x} could not be sent", Raw(action.file)));
+    return error == EIO || error == EINTR ? absl::UnavailableError(status.message()) : status;
+  }
+  machine.Sent();
+  return absl::OkStatus();
+}
+
+// --- around it ---
+
+// Programs that sync keep half of the time, and with it at least half of their speed.
+void ResyncRunner::GiveWay(Clock::duration worked) {
+  const uint64_t activity = options_.activity();
+  if (std::exchange(activity_, activity) != activity) {
+    // Sleep because: this is the pause in which others work.
+    std::this_thread::sleep_for(std::min<Clock::duration>(worked, kLongestPause));
+  }
+}
+
+void ResyncRunner::Publish(const Machine& machine) {
+  const std::chrono::duration<double> elapsed = Clock::now() - begun_;
+  const std::lock_guard lock(mutex_);
+  progress_ = {.running = true,
+               .phase = Name(machine.action().step),
+               .counts = machine.counts(),
+               .bytes_per_second = static_cast<double>(machine.counts().bytes_compared) /
+                                   std::max(elapsed.count(), 1e-3)};
+}
+
+ResyncRunner::Progress ResyncRunner::progress() const {
+  const std::lock_guard lock(mutex_);
+  return progress_;
+}
+
+}  // namespace pmirror::fs

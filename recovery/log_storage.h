@@ -28,7 +28,8 @@ class LogFile {
  public:
   virtual ~LogFile() = default;
   virtual absl::StatusOr<uint64_t> Size() = 0;  // in bytes
-  // The bytes from `offset`, in bytes; fewer than `length` only at the end of the file.
+  // The bytes from `offset`, in bytes; fewer than `length` only at the end of the file. kDataLoss: the medium
+  // cannot read them.
   virtual absl::StatusOr<std::string> Read(uint64_t offset, size_t length) = 0;
   // All of `bytes`, or an error, after which any part of them may be there. Writing behind the end makes the file
   // longer; what was between reads as zeros.

@@ -91,19 +91,20 @@ class MarkLog {
   // Nothing is written before the first Replace.
   MarkLog(LogStorage& storage, std::string path) : storage_(storage), path_(std::move(path)) {}
 
-  // Durable when it returns OK. After an error Append must not be called before a Replace that returned OK.
+  // Durable when it returns OK. After an error, and after some successes, a Replace has to come first. Requires: CanAppend.
   absl::Status Append(std::span<const MarkRecord> records);
-  // The file says exactly `state`, durably, when it returns OK. Otherwise the file is the old or the new one.
+  // The file says exactly `state`, durably, when it returns OK. Otherwise it is the old or the new one; where it is certainly the old one, CanAppend
+  // is as it was.
   absl::Status Replace(const MarkState& state);
   // Makes the last acknowledgement durable.
   absl::Status Close();
 
+  bool CanAppend(size_t records) const;
   // Whether a Replace has to come, or is worth it, before `records` more records.
   bool WantsReplace(size_t records) const;
 
  private:
-  absl::Status WriteNew(const MarkState& state);
-  absl::Status Acknowledge();
+  absl::StatusOr<std::unique_ptr<LogFile>> WriteNew(const std::string& path, const std::string& image);
 
   LogStorage& storage_;
   const std::string path_;
@@ -111,7 +112,7 @@ class MarkLog {
   uint64_t incarnation_ = 0;  // of the file: tells its batches from those of files that had the blocks before
   uint64_t sequence_ = 0;     // of the last durable batch
   uint64_t end_ = 0;          // bytes
-  uint64_t first_size_ = 0;   // bytes that the file had when it was made
+  uint64_t replace_at_ = 0;   // bytes: from here on the file is much larger than it needs to be
 };
 
 }  // namespace pmirror::recovery

@@ -121,29 +121,35 @@ class MarkMap {
     bool all = false;
     bool all_durable = false;
     uint64_t all_stamp = 0;  // clock_ at the last MarkAll
+    uint64_t all_batch = 0;  // number of the batch that brings it to the file
     uint64_t base = 0;
   };
 
-  MarkMap(std::unique_ptr<MarkLog> log, const MarkState& state);
+  MarkMap(std::string path, std::unique_ptr<MarkLog> log, const MarkState& state);
 
-  uint8_t everyone() const { return static_cast<uint8_t>((1U << replicas_.size()) - 1); }
-  // All of these require mutex_.
+  // These require mutex_; WriteBatch leaves it while it writes.
   MarkState State() const;
   void ClearFile(FileId file, uint8_t replicas, uint64_t point);
   void RaiseBase(size_t replica);
   absl::Status Wait(std::unique_lock<std::mutex>& lock, std::shared_ptr<Batch> batch);
   void WriteBatch(std::unique_lock<std::mutex>& lock);
 
+  const std::string path_;
+  const MarkIdentity identity_;
   const uint64_t mount_number_;
-  const std::unique_ptr<MarkLog> log_;  // used by the thread that set writing_
+  const uint8_t everyone_;              // a bit for every replica
+  const std::unique_ptr<MarkLog> log_;  // used by the thread that made writing_
 
   mutable std::mutex mutex_;  // guards everything below
   std::condition_variable changed_;
   std::unordered_map<FileId, Entry> files_;
   std::vector<Replica> replicas_;
-  uint64_t clock_ = 1;                 // settles that began
+  uint64_t clock_ = 1;                 // one more with every settle that begins
   std::shared_ptr<Batch> collecting_;  // the next to be written
   std::shared_ptr<Batch> writing_;     // null, or what a thread writes now
+  uint64_t finished_ = 0;              // number of the last batch that has a result
+  bool behind_ =
+      false;  // a batch failed: the file lacks what it would have said, appending would leave a gap
 };
 
 }  // namespace pmirror::recovery

@@ -205,6 +205,24 @@ TEST_F(MarkMapTest, P9AFullDiskIsNamedWithItsRemedyAndTheMapGoesOnWhenThereIsRoo
   EXPECT_THAT(opened_.map->Marked(0), UnorderedElementsAre(kA, kB));
 }
 
+TEST_F(MarkMapTest, P5WhatAFullDiskKeptOutIsNotMissingBehindTheNextBatch) {
+  // More is cleared than a batch can hold, so that it needs a new file, for which there is no room.
+  MarkMap& map = InSync();
+  for (uint64_t file = 100; file <= 100 + MarkLog::kMaxAppended; ++file) {
+    ASSERT_TRUE(map.Mark(FileId{file}).ok());
+  }
+  MarkMap& later = Open(2);
+  later.EndSettle(later.BeginSettle(Unused), 1);
+  storage_.SetFull(true);
+  EXPECT_FALSE(later.Flush().ok());
+  storage_.SetFull(false);
+  ASSERT_TRUE(later.Mark(kA).ok());
+  later.EndSettle(later.BeginSettle(Unused), 1);
+  MarkMap& last = Open(3);
+  EXPECT_THAT(last.Marked(0), IsEmpty());
+  EXPECT_EQ(last.base_mount(0), 2U);  // what was cleared says in which mount
+}
+
 TEST_F(MarkMapTest, Trap18AfterAFailedSyncAMarkIsWrittenAgainToAnotherFile) {
   MarkMap& map = InSync();
   storage_.FailAt(storage_.operations() + 1);

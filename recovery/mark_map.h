@@ -55,7 +55,7 @@ class MarkMap {
   // Requires: it is called before the volume's record says `mount_number` (so a mount number that was used has been seen by the map);
   // a mount that was given up in between may be tried again with the same number.
   // Errors: kInvalidArgument (an identity with more than 8 replicas, a name that is empty, long or there twice); what the storage gives when it
-  // cannot write or open the file. The old file is then as it was.
+  // cannot write or open the file. The file then says what it said, of the old mount or already of this one.
   static absl::StatusOr<Opened> Open(const std::string& path, const Identity& identity, uint64_t mount_number,
                                      LogStorage& storage = LogStorage::Real());
   // Tries to Flush().

@@ -22,9 +22,10 @@ constexpr int kBarCells = 30;
 
 std::string Bar(const control::ReplicaStatus& replica) {
   const control::ResyncProgress& resync = replica.resync();
-  const double share = resync.bytes() == 0 ? 0
-                                           : std::min(1.0, static_cast<double>(resync.bytes_compared()) /
-                                                               static_cast<double>(resync.bytes()));
+  const double share =
+      resync.bytes() == 0
+          ? 0
+          : std::min(1.0, static_cast<double>(resync.bytes_compared()) / static_cast<double>(resync.bytes()));
   const auto cells = static_cast<size_t>(share * kBarCells);
   return fmt::format("{}: {} [{}{}] {:3.0f} %  {:.1f} MiB/s compared, {:.1f} MiB sent, {} of {} files",
                      replica.node(), resync.phase(), std::string(cells, '#'),

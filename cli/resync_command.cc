@@ -38,10 +38,11 @@ int Run(const ResyncOptions& options) {
 
 void AddResync(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<ResyncOptions>();
-  CLI::App* resync = app.add_subcommand(
-      "resync",
-      "Bring the copies of a volume to what its primary has, and wait for it. A replica that comes back does that by itself;\n"
-      "this tries at once, and shows how far it is. Exit 0 when the copies are in sync");
+  CLI::App* resync =
+      app.add_subcommand("resync",
+                         "Bring the copies of a volume to what its primary has, and wait for it. A replica "
+                         "that comes back does that by itself;\n"
+                         "this tries at once, and shows how far it is. Exit 0 when the copies are in sync");
   resync->add_option("VOLUME", options->order.volume, "Name of the volume")->required();
   resync->add_option("NODE", options->order.node, "The replica's node; without it, every replica");
   resync->add_flag("--full", options->order.full,

@@ -60,7 +60,8 @@ void AddUp(CLI::App& sandbox, int& exit_code) {
                "silently as in a real cut");
   up->add_option("--rpo", options->rpo, "Recovery point objective; this version has 0 only")
       ->capture_default_str();
-  up->add_option("--on-loss", options->on_loss, "What a sync does when a replica is lost: proceed, suspend or fail")
+  up->add_option("--on-loss", options->on_loss,
+                 "What a sync does when a replica is lost: proceed, suspend or fail")
       ->capture_default_str();
   up->add_option("--arbiter", options->arbiter, "Who decides on failover; this version has manual only")
       ->capture_default_str();

@@ -14,7 +14,7 @@ struct CopyHistory {
   uint64_t operation = 0;     // last one of that mount
   bool clean = false;         // that mount ended cleanly, everything durable
   bool empty = false;         // the tree holds no object
-  bool mixed = false;  // a resync of it has not ended, or its machine went down during the mount
+  bool mixed = false;         // a resync of it has not ended, or its machine went down during the mount
 };
 
 // What the primary's running mount still has.
@@ -67,7 +67,8 @@ constexpr CopyDecision Decide(const CopyHistory& primary, const RunningMount& ru
   if (replica.generation != primary.generation) {
     return CopyDecision::kForeign;
   }
-  const bool same_end = !replica.mixed && primary.clean && replica.clean && primary.mount_number == replica.mount_number &&
+  const bool same_end = !replica.mixed && primary.clean && replica.clean &&
+                        primary.mount_number == replica.mount_number &&
                         primary.operation == replica.operation;
   return same_end ? CopyDecision::kContinue : CopyDecision::kNeedsCompare;
 }

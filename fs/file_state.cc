@@ -34,7 +34,18 @@ std::shared_ptr<FileState> FileState::Create(FileId id, int backing_fd, uint64_t
   return std::shared_ptr<FileState>(new FileState(id, std::move(backing), *slot, *std::move(order), page));
 }
 
-FileState::~FileState() { page_.FreeSlot(slot_); }
+FileState::~FileState() {
+  if (sizes_ != nullptr && !gone_) {
+    sizes_->Closed(id_, size());
+  }
+  page_.FreeSlot(slot_);
+}
+
+void FileState::MayBeWritten(std::shared_ptr<KnownSizes> sizes) {
+  const std::lock_guard lock(mutex_);
+  sizes_ = std::move(sizes);
+  may_be_written_ = true;
+}
 
 void FileState::Extend(uint64_t end) {
   std::atomic<uint64_t>& size = slot().size;

@@ -17,6 +17,7 @@
 #include <mutex>
 
 #include "fs/extent_set.h"
+#include "fs/known_sizes.h"
 #include "fs/patient_mutex.h"
 #include "fs/replicator.h"
 #include "fs/shared_object.h"
@@ -45,6 +46,12 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   uint64_t size() { return slot().size.load(std::memory_order_acquire); }
   // The file reaches at least to `end` now.
   void Extend(uint64_t end);
+
+  // Somebody has had it open for writing since this object was made: stores to it may come without being told of.
+  void MayBeWritten(std::shared_ptr<KnownSizes> sizes);
+  bool may_be_written() const { return may_be_written_; }
+  // That is recorded (recovery/mark_map.h).
+  std::atomic<bool>& marked() { return marked_; }
 
   // Serialises size operations; held until the replicas have them.
   PatientMutex& size_mutex() { return size_mutex_; }
@@ -114,6 +121,10 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   const uint32_t slot_;
   const SharedObject<OrderPage> order_;
   VolumePageOwner& page_;
+
+  std::atomic<bool> may_be_written_{false};
+  std::atomic<bool> marked_{false};
+  std::shared_ptr<KnownSizes> sizes_;  // guarded by mutex_
 
   PatientMutex size_mutex_;
   std::mutex capture_mutex_;

@@ -59,6 +59,16 @@ bool Inode::EndOpen() {
 }
 
 Result<std::shared_ptr<OpenBacking>> Inode::Backing(Replicator& replicator, bool write, UniqueFd fresh_fd) {
+  Result<std::shared_ptr<OpenBacking>> open = OpenOnce(replicator, write, std::move(fresh_fd));
+  if (open.ok() && write && open.value()->file != nullptr) {
+    if (const int error = replicator.BeforeWriting(*open.value()->file); error != 0) {
+      return Error{error, "record that the file may be written"};
+    }
+  }
+  return open;
+}
+
+Result<std::shared_ptr<OpenBacking>> Inode::OpenOnce(Replicator& replicator, bool write, UniqueFd fresh_fd) {
   std::lock_guard lock(opening_);
   if (std::shared_ptr<OpenBacking> open = backing_.lock(); open != nullptr && (open->writable || !write)) {
     return open;

@@ -102,6 +102,8 @@ class Inode {
   std::atomic<bool>& may_have_privileges() { return may_have_privileges_; }
 
  private:
+  Result<std::shared_ptr<OpenBacking>> OpenOnce(Replicator& replicator, bool write, UniqueFd fresh_fd);
+
   const BackingRoot& root_;
   const FileId id_;
   const ino_t backing_inode_;

@@ -25,8 +25,6 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr std::chrono::seconds kProofDeadline{10};  // of write tracking, on a file system that may hang
-constexpr std::chrono::seconds kFreezeDeadline{20};
-constexpr std::chrono::seconds kPingDeadline{5};
 constexpr milliseconds kLeaveTimeout{15000};
 constexpr milliseconds kRevokeDeadline{200};
 constexpr size_t kStagingBytes = (kMaxFrame + kPageSize - 1) / kPageSize * kPageSize;
@@ -55,16 +53,6 @@ absl::StatusOr<bool> IsEmpty(const BackingRoot& root, const std::string& path) {
     }
   }
   return true;
-}
-
-void FillProgress(const ResyncRunner::Progress& progress, control::ResyncProgress& message) {
-  message.set_phase(progress.phase);
-  message.set_files_done(progress.counts.files_done);
-  message.set_files(progress.counts.files);
-  message.set_bytes_compared(progress.counts.bytes_compared);
-  message.set_bytes(progress.counts.bytes);
-  message.set_bytes_sent(progress.counts.bytes_sent);
-  message.set_bytes_per_second(progress.bytes_per_second);
 }
 
 const FileState& StateOf(const ReplicatedFile& file) { return static_cast<const FileState&>(file); }
@@ -143,7 +131,31 @@ absl::Status PrimaryVolume::TakeUp() {
   record_.operation = 0;
   record_.clean = false;
   record_.boot = recovery::BootId();
+  if (absl::Status status = OpenMarks(); !status.ok()) {
+    return status;
+  }
   return recovery::StoreVolumeRecord(record_path_, record_);
+}
+
+// Before the record says the number of this mount: the map has to have seen every mount that there was.
+absl::Status PrimaryVolume::OpenMarks() {
+  recovery::MarkMap::Identity identity{
+      .volume = options_.uuid, .generation = record_.generation, .replicas = {}};
+  for (const Replica& replica : options_.replicas) {
+    identity.replicas.push_back(replica.node);
+  }
+  absl::StatusOr<recovery::MarkMap::Opened> opened =
+      recovery::MarkMap::Open(marks_path_, identity, record_.mount_number);
+  if (!opened.ok()) {
+    return opened.status();
+  }
+  marks_ = std::move(opened->map);
+  if (!opened->doubt.empty()) {
+    events_.Report(Severity::kWarning, "marks_in_doubt",
+                   {{"volume", options_.name}, {"reason", opened->doubt}});
+  }
+  as_mounted_ = marks_->BeginSettle([](FileId) { return false; });
+  return absl::OkStatus();
 }
 
 absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
@@ -186,8 +198,11 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
     paths.push_back({&links_.back()->session(), &links_.back()->operations()});
   }
   replicator_ = std::make_unique<VolumeReplicator>(
-      VolumeReplicator::Options{.volume_name = options_.name, .mount_number = record_.mount_number}, *page_,
-      log_, paths, *staging_, events_);
+      VolumeReplicator::Options{.volume_name = options_.name,
+                                .mount_number = record_.mount_number,
+                                .marks = marks_.get(),
+                                .sync_backing = [this] { return SyncBacking(); }},
+      *page_, log_, paths, *staging_, events_);
   for (size_t i = 0; i < links_.size(); ++i) {
     runners_.push_back(std::make_unique<ResyncRunner>(
         ResyncRunner::Options{.replica = i,
@@ -242,7 +257,8 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
     return absl::FailedPreconditionError(
         "a replica is not in sync; the copies are compared at the next mount");
   }
-  const int error = replicator_->SyncVolume([this] { return ::syncfs(root_->fd()) == 0 ? 0 : errno; });
+  const recovery::MarkMap::Settle settle = replicator_->BeginSettle();
+  const int error = replicator_->SyncVolume([this] { return SyncBacking(); });
   if (error != 0) {
     return absl::ErrnoToStatus(
         error, "not everything could be brought to the replicas; the copies are compared at the next mount");
@@ -266,6 +282,10 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
                                                      link.node(), std::string(status.message())));
     }
   }
+  marks_->EndSettle(settle, set_->set().members());
+  if (absl::Status status = marks_->Flush(); !status.ok()) {
+    return status;
+  }
   record_.operation = log_.last();
   record_.clean = true;
   return recovery::StoreVolumeRecord(record_path_, record_);
@@ -273,14 +293,27 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
 
 // --- LinkOwner ---
 
-void PrimaryVolume::Recovered(size_t) { replicator_->Wake(); }
+// The first time in a mount, its copy was found to be ours as that mount began, or was made so since.
+void PrimaryVolume::Recovered(size_t replica) {
+  if (!proven_[replica]) {
+    const absl::Status status = replicator_->Resynced(replica, as_mounted_);
+    proven_[replica] = status.ok();
+    if (!status.ok()) {
+      events_.Report(Severity::kWarning, "marks_not_cleared",
+                     {{"volume", options_.name}, {"reason", std::string(status.message())}});
+    }
+  }
+  replicator_->Wake();
+}
+
+int PrimaryVolume::SyncBacking() const { return ::syncfs(root_->fd()) == 0 ? 0 : errno; }
 
 bool PrimaryVolume::Lost(size_t replica) {
   if (options_.on_loss != OnLoss::kProceed) {
     return false;  // syncs wait for it, and then fail
   }
   if (set_->Leave(replica)) {
-    SayRedundancy("redundancy_lost", replica);
+    events_.Report(Severity::kError, "redundancy_lost", RedundancyOf(replica));
   }
   replicator_->Wake();
   return true;
@@ -288,24 +321,29 @@ bool PrimaryVolume::Lost(size_t replica) {
 
 void PrimaryVolume::Unfit(size_t replica) {
   if (set_->Leave(replica)) {
-    SayRedundancy("replica_unfit", replica);
+    events_.Report(Severity::kWarning, "replica_unfit", RedundancyOf(replica));
   }
 }
 
 absl::Status PrimaryVolume::Resync(size_t replica, ResyncPeer& peer) {
-  absl::Status status = runners_[replica]->Run(peer);
+  recovery::ResyncCounts counts;
+  absl::Status status = runners_[replica]->Run(peer, counts);
   if (status.ok()) {
-    SayRedundancy("redundancy_restored", replica);
+    proven_[replica] = true;
+    EventSink::Fields fields = RedundancyOf(replica);
+    fields.emplace_back("files_compared", std::to_string(counts.files_done));
+    fields.emplace_back("bytes_compared", std::to_string(counts.bytes_compared));
+    fields.emplace_back("bytes_sent", std::to_string(counts.bytes_sent));
+    events_.Report(Severity::kInfo, "redundancy_restored", fields);
   }
   return status;
 }
 
-void PrimaryVolume::SayRedundancy(const char* event, size_t replica) {
-  events_.Report(set_->member(replica) ? Severity::kInfo : Severity::kWarning, event,
-                 {{"volume", options_.name},
-                  {"node", links_[replica]->node()},
-                  {"members", std::to_string(std::popcount(set_->set().members()))},
-                  {"set_version", std::to_string(Raw(set_->set().version()))}});
+EventSink::Fields PrimaryVolume::RedundancyOf(size_t replica) const {
+  return {{"volume", options_.name},
+          {"node", links_[replica]->node()},
+          {"members", std::to_string(std::popcount(set_->set().members()))},
+          {"set_version", std::to_string(Raw(set_->set().version()))}};
 }
 
 absl::Status PrimaryVolume::Resync(const std::string& node, bool full) {
@@ -322,103 +360,6 @@ absl::Status PrimaryVolume::Resync(const std::string& node, bool full) {
   }
   return found ? absl::OkStatus()
                : absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
-}
-
-// --- for the control service ---
-
-void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCounters& programs) {
-  const VolumeReplicator::Counters counters = replicator_->counters();
-  const uint64_t dirty_bytes = replicator_->dirty_bytes();
-  Reports reports;
-  {
-    const std::lock_guard lock(reports_mutex_);
-    reports = reports_;
-  }
-  status.set_epoch(Raw(record_.epoch));
-  status.set_set_version(Raw(LoadSet(page_->page()).version()));
-  status.set_suspended_syncs(counters.suspended +
-                             static_cast<uint64_t>(std::max<int64_t>(0, reports.suspended)));
-  status.set_mapped_processes(programs.processes);
-  size_t index = 0;
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    const ReplicaLink::Status state = link->status();
-    control::ReplicaStatus& replica = *status.add_replicas();
-    replica.set_node(link->node());
-    const int refusal = replicator_->refusal(index);
-    const bool refuses = refusal != 0 && state.state == ReplicaLink::State::kInSync;
-    replica.set_state(Name(refuses ? ReplicaLink::State::kFailed : state.state));
-    replica.set_reason(refuses ? fmt::format("{} refused data: {}; cure that there, it is repeated by itself",
-                                             link->node(), std::strerror(refusal))
-                               : state.reason);
-    const ResyncRunner::Progress progress = runners_[index]->progress();
-    replica.set_dirty_bytes(dirty_bytes + (progress.counts.bytes - std::min(progress.counts.bytes, progress.counts.bytes_compared)));
-    if (progress.running) {
-      FillProgress(progress, *replica.mutable_resync());
-    }
-    replica.set_durable_seq(counters.syncs + programs.syncs);
-    replica.set_placement(Name(state.placement));
-    replica.set_reconnects(state.counters.reconnects + reports.reconnects);
-    replica.set_sender_full(state.counters.sender_full + reports.sender_full);
-    replica.set_peer_congested(state.counters.peer_congested + reports.peer_congested);
-    replica.set_recaptures(counters.recaptures + reports.recaptures);
-    ++index;
-  }
-}
-
-absl::Status PrimaryVolume::Ping(const std::string& node, control::PingReply& reply) {
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    if (link->node() != node) {
-      continue;
-    }
-    const auto time = [&](FrameKind kind, WaitLevel level) -> int64_t {
-      const Deadline::Duration begun = Deadline::Now();
-      const int error = link->Exchange(kind, FileId::kNone, 0, level, Deadline::After(kPingDeadline));
-      return error == 0 ? (Deadline::Now() - begun).count() : -1;
-    };
-    reply.set_data_ns(time(FrameKind::kHeartbeat, WaitLevel::kReceived));
-    reply.set_durable_ns(time(FrameKind::kBarrier, WaitLevel::kDurable));
-    if (reply.data_ns() < 0 || reply.durable_ns() < 0) {
-      const ReplicaLink::Status status = link->status();
-      return absl::UnavailableError(fmt::format("the data session to {} does not answer: {}", node,
-                                                status.reason.empty() ? "timed out" : status.reason));
-    }
-    return absl::OkStatus();
-  }
-  return absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
-}
-
-void PrimaryVolume::SetReachable(const std::string& node, bool reachable) {
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    if (link->node() == node) {
-      link->SetReachable(reachable);
-    }
-  }
-}
-
-// --- recovery::Freezer ---
-
-absl::Status PrimaryVolume::Freeze() {
-  if (!AllInSync()) {
-    return absl::UnavailableError("a replica is not in sync; see pmirror status");
-  }
-  return replicator_->gate().Freeze(kFreezeDeadline)
-             ? absl::OkStatus()
-             : absl::UnavailableError(
-                   "programs wait for the replicas: the volume cannot be frozen now; try again");
-}
-
-void PrimaryVolume::Thaw() { replicator_->gate().Thaw(); }
-
-absl::Status PrimaryVolume::Flush(FileId id, Extent extent) {
-  const std::shared_ptr<FileState> file = replicator_->Find(id);
-  const int error = file == nullptr ? 0 : replicator_->SyncOthers(*file, extent, ProcessSerial::kNone);
-  return error == 0 ? absl::OkStatus()
-                    : absl::ErrnoToStatus(error, "what programs stored could not be brought to the replicas");
-}
-
-absl::StatusOr<bool> PrimaryVolume::Dirty(FileId id, Extent extent) {
-  const std::shared_ptr<FileState> file = replicator_->Find(id);
-  return file != nullptr && replicator_->Dirty(*file, extent);
 }
 
 // --- ClientVolume ---

@@ -8,6 +8,8 @@
 // replica is contacted, and `clean` only after every replica has said so of its own copy.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -108,6 +110,7 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer, priva
   PrimaryVolume(Options options, EventSink& events) : options_(std::move(options)), events_(events) {}
   absl::Status OpenCopy();
   absl::Status TakeUp();
+  absl::Status OpenMarks();
   absl::Status Start(const OpenOracle& oracle);
   bool AllInSync() const;
 
@@ -116,17 +119,22 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer, priva
   void Unfit(size_t replica) override;
   absl::Status Resync(size_t replica, ResyncPeer& peer) override;
   bool Wanted(size_t replica) override { return set_->Wanted(replica); }
-  void SayRedundancy(const char* event, size_t replica);
+  EventSink::Fields RedundancyOf(size_t replica) const;
+  int SyncBacking() const;
 
   const Options options_;
   EventSink& events_;
   const std::string record_path_ = options_.state_directory + "/" + options_.name + ".copy";
+  const std::string marks_path_ = options_.state_directory + "/" + options_.name + ".marks";
   recovery::VolumeRecord record_;
   CopyHistory history_;
   dev_t mount_device_ = 0;
 
   // In the order of their making; each uses those above it.
   std::unique_ptr<BackingRoot> root_;
+  std::unique_ptr<recovery::MarkMap> marks_;
+  recovery::MarkMap::Settle as_mounted_;                  // what was marked by earlier mounts
+  std::array<std::atomic<bool>, kMaxReplicas> proven_{};  // its marks of earlier mounts are settled
   OperationLog log_;
   std::unique_ptr<VolumePageOwner> page_;
   std::unique_ptr<InSyncSet> set_;

@@ -18,7 +18,9 @@ std::string Bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid
 }  // namespace
 
 RemoteCopy::RemoteCopy(proto::ControlClient& client, const Terms& terms)
-    : client_(client), terms_(terms), tree_(client, terms.volume, kCallTimeout, recovery::InventoryDetail::kFull) {}
+    : client_(client),
+      terms_(terms),
+      tree_(client, terms.volume, kCallTimeout, recovery::InventoryDetail::kFull) {}
 
 absl::Status RemoteCopy::Begin() {
   control::BeginResyncRequest request;

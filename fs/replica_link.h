@@ -156,7 +156,8 @@ class ReplicaLink final : public Connector {
   bool whole_resync_ = false;  // of the one that is due: what is known of the tree does not count
   bool resyncing_ = false;     // the thread is at it
   LinkOwner* owner_ = nullptr;
-  std::optional<uint64_t> tree_as_of_;  // as ResyncPeer::TreeAsOf()
+  std::optional<uint64_t> followed_mount_;  // as ResyncPeer::FollowedMount()
+  std::optional<uint64_t> tree_as_of_;      // as ResyncPeer::TreeAsOf()
   std::thread thread_;
 };
 

@@ -45,6 +45,13 @@ class Replicator {
   // it. The same object is returned for the same id while somebody holds it.
   virtual std::shared_ptr<ReplicatedFile> Attach(FileId id, int backing_fd) = 0;
 
+  // Somebody is about to be able to store to the file: called before the first store, and again whenever it is opened for writing. An
+  // errno: it must not be written to.
+  virtual int BeforeWriting(ReplicatedFile& file) {
+    (void)file;
+    return 0;
+  }
+
   // Around the local part of a write and the call of Written or WrittenDurably that reports it, so that a frozen volume does not change.
   // Requires: no other call of this interface but those two in between.
   virtual void BeginWrite() {}

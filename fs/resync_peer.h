@@ -23,6 +23,8 @@ class ResyncPeer {
   // The operation of this mount up to which its tree is ours, when that is known and the log holds all behind it: then the trees need no
   // comparison.
   virtual std::optional<uint64_t> TreeAsOf() = 0;
+  // The mount that its copy followed last; none when nothing of it counts: it is blank, or everything is to be compared.
+  virtual std::optional<uint64_t> FollowedMount() = 0;
   virtual absl::Status Begin() = 0;
   virtual absl::StatusOr<recovery::Inventory> Inventory() = 0;
   virtual absl::Status ChangeTree(std::span<const NamespaceOp> operations) = 0;

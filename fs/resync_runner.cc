@@ -24,17 +24,25 @@ using Step = recovery::ResyncMachine::Step;
 constexpr std::chrono::milliseconds kRetryPause{50};
 constexpr std::chrono::milliseconds kLongestPause{200};  // for programs, after one step
 
+uint64_t MountOf(FileId id) {
+  return Raw(id) >> 40;
+}  // in which it was given (docs/internals/architecture.md)
+
 bool MayPass(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
 }
 
 }  // namespace
 
-absl::Status ResyncRunner::Run(ResyncPeer& peer) {
+absl::Status ResyncRunner::Run(ResyncPeer& peer, recovery::ResyncCounts& counts) {
   joined_ = false;
+  walked_at_.reset();
+  regular_.clear();
   begun_ = Clock::now();
   activity_ = options_.activity();
-  absl::Status status = RunSteps(peer);
+  Machine machine;
+  absl::Status status = RunSteps(machine, peer);
+  counts = machine.counts();
   if (!status.ok()) {
     set_.Leave(options_.replica);
   }
@@ -45,8 +53,7 @@ absl::Status ResyncRunner::Run(ResyncPeer& peer) {
   return status;
 }
 
-absl::Status ResyncRunner::RunSteps(ResyncPeer& peer) {
-  Machine machine;
+absl::Status ResyncRunner::RunSteps(Machine& machine, ResyncPeer& peer) {
   Clock::time_point last_success = Clock::now();
   while (machine.action().step != Step::kDone) {
     Publish(machine);
@@ -77,7 +84,7 @@ absl::Status ResyncRunner::RunStep(Machine& machine, ResyncPeer& peer) {
   absl::Status status;
   switch (machine.action().step) {
     case Step::kBegin:
-      status = peer.Begin();
+      status = Begin(peer);
       break;
     case Step::kChangeTree:
       status = ChangeTree(peer);
@@ -93,6 +100,9 @@ absl::Status ResyncRunner::RunStep(Machine& machine, ResyncPeer& peer) {
       return Send(machine);
     case Step::kEnd:
       status = peer.End();
+      if (status.ok()) {
+        status = replicator_.Resynced(options_.replica, settle_);
+      }
       break;
     case Step::kAdmit:
       status = set_.Admit(options_.replica) ? absl::OkStatus()
@@ -107,9 +117,21 @@ absl::Status ResyncRunner::RunStep(Machine& machine, ResyncPeer& peer) {
   return status;
 }
 
+// What the marks do not name has to be compared as well.
+absl::Status ResyncRunner::Begin(ResyncPeer& peer) {
+  const std::optional<uint64_t> followed = peer.FollowedMount();
+  recovery::MarkMap& marks = *replicator_.marks();
+  if (!followed.has_value() || !marks.NamesEverything(options_.replica, *followed)) {
+    if (absl::Status status = marks.MarkAll(options_.replica); !status.ok()) {
+      return status;
+    }
+  }
+  return peer.Begin();
+}
+
 // --- the tree ---
 
-absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory(uint64_t& operation) {
+absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory() {
   if (tree_ == nullptr) {
     UniqueFd root(::fcntl(options_.backing_root, F_DUPFD_CLOEXEC, 0));
     if (!root.valid()) {
@@ -119,12 +141,20 @@ absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory(uint64_t& operat
   }
   absl::StatusOr<recovery::Inventory> inventory;
   replicator_.WithTreeAtRest([&](uint64_t last) {
-    operation = last;
+    walked_at_ = last;
     inventory = tree_->Inventory();
     if (inventory.ok()) {
       replicator_.AddOrphans(*inventory);
     }
   });
+  if (inventory.ok()) {
+    regular_.clear();
+    for (const recovery::TreeItem& item : *inventory) {
+      if (S_ISREG(item.mode)) {
+        regular_.emplace(item.id, item.size);  // once, whatever names it has
+      }
+    }
+  }
   return inventory;
 }
 
@@ -132,20 +162,21 @@ absl::Status ResyncRunner::ChangeTree(ResyncPeer& peer) {
   if (const std::optional<uint64_t> operation = peer.TreeAsOf(); operation.has_value()) {
     return peer.AdoptMount(*operation);
   }
-  uint64_t operation = 0;
-  const absl::StatusOr<recovery::Inventory> ours = TakeInventory(operation);
+  const absl::StatusOr<recovery::Inventory> ours = TakeInventory();
   if (!ours.ok()) {
     return ours.status();
   }
+  const uint64_t operation = *walked_at_;
   const absl::StatusOr<recovery::Inventory> theirs = peer.Inventory();
   if (!theirs.ok()) {
     return theirs.status();
   }
   const recovery::TreePlan plan = recovery::PlanTree(*ours, *theirs);
   if (!plan.obstacles.empty()) {
-    return absl::FailedPreconditionError(fmt::format(
-        "{} objects carry no id, so that nothing can be done about them, the first is '{}': pmirror did not make them; move them away",
-        plan.obstacles.size(), plan.obstacles.front().path));
+    return absl::FailedPreconditionError(
+        fmt::format("{} objects carry no id, so that nothing can be done about them, the first is '{}': "
+                    "pmirror did not make them; move them away",
+                    plan.obstacles.size(), plan.obstacles.front().path));
   }
   if (absl::Status status = peer.ChangeTree(plan.operations); !status.ok()) {
     return status;
@@ -165,39 +196,54 @@ absl::Status ResyncRunner::Join(ResyncPeer& peer) {
 
 // --- data ---
 
+// What is marked, and what was made in a mount that did not end as it should have: its marks were noted in memory only.
 absl::Status ResyncRunner::ListFiles(Machine& machine) {
-  uint64_t operation = 0;
-  const absl::StatusOr<recovery::Inventory> inventory = TakeInventory(operation);
-  if (!inventory.ok()) {
-    return inventory.status();
-  }
-  std::vector<recovery::FileInDoubt> files;
-  FileId last = FileId::kNone;
-  for (const recovery::TreeItem& item : *inventory) {
-    if (S_ISREG(item.mode)) {
-      files.push_back({.id = item.id, .size = item.size});
+  recovery::MarkMap& marks = *replicator_.marks();
+  settle_ = replicator_.BeginSettle();  // before the marks are read
+  const bool all = marks.AllMarked(options_.replica);
+  const uint64_t base = marks.base_mount(options_.replica);
+  if ((all || base < replicator_.mount_number()) && !walked_at_.has_value()) {
+    if (const absl::StatusOr<recovery::Inventory> inventory = TakeInventory(); !inventory.ok()) {
+      return inventory.status();
     }
   }
-  std::sort(files.begin(), files.end(), [](const auto& a, const auto& b) { return Raw(a.id) < Raw(b.id); });
-  std::erase_if(files, [&last](const recovery::FileInDoubt& file) {
-    return std::exchange(last, file.id) == file.id;  // another name of the same
-  });
+  std::map<FileId, uint64_t> doubtful;
+  for (const auto& [id, size] : regular_) {
+    if (all || MountOf(id) >= base) {
+      doubtful.emplace(id, size);
+    }
+  }
+  for (const FileId id : marks.Marked(options_.replica)) {
+    const auto known = regular_.find(id);
+    doubtful.emplace(id, known == regular_.end() ? 0 : known->second);
+  }
+  std::vector<recovery::FileInDoubt> files;
+  for (const auto& [id, size] : doubtful) {
+    files.push_back({.id = id, .size = size});
+  }
   machine.Listed(std::move(files));
   return absl::OkStatus();
 }
 
+// Null when it is not in the volume any more.
 std::shared_ptr<FileState> ResyncRunner::Open(FileId file) {
   if (file_ != nullptr && file_->id() == file) {
     return file_;
   }
   file_ = replicator_.Find(file);
-  if (file_ == nullptr) {
-    const absl::StatusOr<UniqueFd> fd = tree_->Open(file);
-    if (fd.ok()) {
+  for (int attempt = 0; attempt < 2 && file_ == nullptr; ++attempt) {
+    if (const absl::StatusOr<UniqueFd> fd = OpenKnown(file); fd.ok()) {
       file_ = std::static_pointer_cast<FileState>(replicator_.Attach(file, fd->get()));
+    } else if (walked_at_ == replicator_.last_operation() || !TakeInventory().ok()) {
+      break;  // nothing was renamed since we looked: it is gone
     }
   }
   return file_;
+}
+
+absl::StatusOr<UniqueFd> ResyncRunner::OpenKnown(FileId file) const {
+  UniqueFd fd = tree_ == nullptr ? UniqueFd() : tree_->OpenKnown(file);
+  return fd.valid() ? absl::StatusOr<UniqueFd>(std::move(fd)) : absl::NotFoundError("not where it was");
 }
 
 absl::Status ResyncRunner::Compare(Machine& machine, ResyncPeer& peer) {
@@ -263,8 +309,8 @@ void ResyncRunner::Publish(const Machine& machine) {
   progress_ = {.running = true,
                .phase = Name(machine.action().step),
                .counts = machine.counts(),
-               .bytes_per_second = static_cast<double>(machine.counts().bytes_compared) /
-                                   std::max(elapsed.count(), 1e-3)};
+               .bytes_per_second =
+                   static_cast<double>(machine.counts().bytes_compared) / std::max(elapsed.count(), 1e-3)};
 }
 
 ResyncRunner::Progress ResyncRunner::progress() const {

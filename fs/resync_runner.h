@@ -7,8 +7,10 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -25,7 +27,8 @@ class ResyncRunner {
   struct Options {
     size_t replica = 0;
     int backing_root = -1;  // directory; stays open for the runner's life
-    std::chrono::nanoseconds deadline{};  // a silence of the replica shorter than this does not end the resync
+    std::chrono::nanoseconds
+        deadline{};  // a silence of the replica shorter than this does not end the resync
     // A number that grows while programs sync: then the resync leaves them half of the time.
     std::function<uint64_t()> activity;
   };
@@ -42,22 +45,25 @@ class ResyncRunner {
 
   // OK: the replica is a member again. Otherwise it is neither member nor joiner, and its copy says of itself that it is a mixture:
   // kFailedPrecondition, when another attempt would end in the same way until somebody does something about it.
-  absl::Status Run(ResyncPeer& peer);
+  // `counts`: of what was done.
+  absl::Status Run(ResyncPeer& peer, recovery::ResyncCounts& counts);
 
   Progress progress() const;
 
  private:
   using Machine = recovery::ResyncMachine;
 
-  absl::Status RunSteps(ResyncPeer& peer);
+  absl::Status RunSteps(Machine& machine, ResyncPeer& peer);
   absl::Status RunStep(Machine& machine, ResyncPeer& peer);
+  absl::Status Begin(ResyncPeer& peer);
   absl::Status ChangeTree(ResyncPeer& peer);
   absl::Status Join(ResyncPeer& peer);
   absl::Status ListFiles(Machine& machine);
   absl::Status Compare(Machine& machine, ResyncPeer& peer);
   absl::Status Send(Machine& machine);
   std::shared_ptr<FileState> Open(FileId file);
-  absl::StatusOr<recovery::Inventory> TakeInventory(uint64_t& operation);
+  absl::StatusOr<UniqueFd> OpenKnown(FileId file) const;
+  absl::StatusOr<recovery::Inventory> TakeInventory();
   void Publish(const Machine& machine);
   void GiveWay(std::chrono::steady_clock::duration worked);
 
@@ -67,6 +73,9 @@ class ResyncRunner {
 
   // Of the run under way.
   std::unique_ptr<recovery::LocalTree> tree_;
+  std::optional<uint64_t> walked_at_;   // operation up to which tree_ and regular_ are right
+  std::map<FileId, uint64_t> regular_;  // files that the walk found, with their sizes
+  recovery::MarkMap::Settle settle_;
   std::shared_ptr<FileState> file_;  // at hand
   bool joined_ = false;
   uint64_t activity_ = 0;

@@ -8,8 +8,8 @@
 #include <chrono>
 #include <utility>
 
-#include "recovery/local_tree.h"
 #include "fs/remote_tree.h"
+#include "recovery/local_tree.h"
 
 namespace pmirror::fs {
 namespace {
@@ -60,8 +60,7 @@ absl::Status VerifyVolume(const VolumeToVerify& volume, const std::vector<Replic
   for (const ReplicaToVerify& replica : replicas) {
     UniqueFd root(::open(volume.backing.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!root.valid()) {
-      return absl::ErrnoToStatus(
-          errno, fmt::format("cannot open the backing directory {}", volume.backing));
+      return absl::ErrnoToStatus(errno, fmt::format("cannot open the backing directory {}", volume.backing));
     }
     recovery::LocalTree original(std::move(root));
     proto::ControlClient client(replica.control);

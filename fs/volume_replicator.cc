@@ -131,12 +131,19 @@ void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
   } else if (op.kind == OpKind::kRename && (op.flags & (kOpOrphaned | kOpExchange)) == 0) {
     gone = op.replaced;
   }
-  const std::shared_ptr<FileState> file = gone == FileId::kNone ? nullptr : Find(gone);
+  if (gone == FileId::kNone) {
+    return;
+  }
+  const std::shared_ptr<FileState> file = Find(gone);
   struct stat info {};
   if (file == nullptr || ::fstat(file->backing_fd(), &info) != 0 || info.st_nlink != 0) {
     return;  // nobody knows it, or it has another name
   }
   file->Forget();
+  sizes_->Forget(gone);
+  if (options_.marks != nullptr) {
+    options_.marks->Forget(gone);
+  }
   const std::lock_guard lock(files_mutex_);
   unsettled_.erase(gone);
 }
@@ -216,31 +223,6 @@ void VolumeReplicator::TrimTo(uint8_t replicas) {
 
 bool VolumeReplicator::Proceeds() const {
   return page_.page().on_loss == static_cast<uint32_t>(OnLoss::kProceed);
-}
-
-// --- resync ---
-
-void VolumeReplicator::WithTreeAtRest(absl::FunctionRef<void(uint64_t last)> look) {
-  const std::lock_guard lock(namespace_mutex_);
-  look(log_.last());
-}
-
-void VolumeReplicator::AddOrphans(recovery::Inventory& inventory) const {
-  for (const auto& [id, mode] : orphans_) {
-    recovery::TreeItem item;
-    item.id = id;
-    item.orphan = true;
-    item.mode = mode != 0 ? mode : S_IFREG | 0600;
-    struct stat info {};
-    if (const std::shared_ptr<FileState> file = Find(id);
-        file != nullptr && ::fstat(file->backing_fd(), &info) == 0) {
-      item.mode = info.st_mode;
-      item.uid = info.st_uid;
-      item.gid = info.st_gid;
-      item.size = static_cast<uint64_t>(info.st_size);
-    }
-    inventory.push_back(std::move(item));
-  }
 }
 
 FileId VolumeReplicator::NewId() {

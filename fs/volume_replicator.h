@@ -13,6 +13,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -29,6 +30,7 @@
 #include "fs/replicator.h"
 #include "fs/sync_rounds.h"
 #include "fs/volume_page_owner.h"
+#include "recovery/mark_map.h"
 #include "recovery/tree_item.h"
 #include "replication/replicate.h"
 #include "replication/staging.h"
@@ -46,6 +48,10 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   struct Options {
     std::string volume_name;
     uint64_t mount_number = 0;
+    recovery::MarkMap* marks = nullptr;  // null: nothing is recorded, which suits tests only
+    std::function<int()> sync_backing = [] {
+      return 0;
+    };  // makes the whole backing directory durable; 0 or an errno
   };
   struct Counters {
     uint64_t syncs = 0;       // acknowledged ones, of the daemon itself
@@ -72,6 +78,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int Change(LocalChange local_change) override;
   int ChangeSize(ReplicatedFile& replicated, LocalChange local_change) override;
   std::shared_ptr<ReplicatedFile> Attach(FileId id, int backing_fd) override;
+  int BeforeWriting(ReplicatedFile& file) override;
   void BeginWrite() override { gate_.Enter(); }
   void EndWrite() override { gate_.Leave(); }
   int Written(ReplicatedFile& file, Extent extent) override;
@@ -97,6 +104,15 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void AddOrphans(recovery::Inventory& inventory) const;
   // Brings what the file holds in `extent` to that replica alone; returns when it has it, or is neither member nor joiner.
   int SendTo(size_t replica, FileState& file, Extent extent);
+  // Null when nothing is recorded.
+  recovery::MarkMap* marks() { return options_.marks; }
+  uint64_t last_operation() const { return log_.last(); }
+  uint64_t mount_number() const { return options_.mount_number; }
+  recovery::MarkMap::Settle BeginSettle();
+  // The replica holds, durably, what ours held at some moment since the settle began: what was marked before is so no more.
+  absl::Status Resynced(size_t replica, const recovery::MarkMap::Settle& settle);
+  // Of files marked for the replica, about.
+  uint64_t MarkedBytes(size_t replica) const;
 
   // --- verify ---
   FreezeGate& gate() { return gate_; }
@@ -154,6 +170,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   std::vector<std::shared_ptr<FileState>> AllFiles() const;
   void Keep(FileState& file);
   void Converge();
+  void Settle();
   bool ConvergeOnce();
   void NoteConvergeError(const FileState& file, int error);
 
@@ -181,6 +198,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   std::atomic<uint64_t> changes_{0};          // data that reached the replicas without being durable there
   std::atomic<uint64_t> durable_changes_{0};  // of them settled by a barrier
 
+  const std::shared_ptr<KnownSizes> sizes_ = std::make_shared<KnownSizes>();
   mutable std::mutex files_mutex_;
   static constexpr size_t kFirstSweep = 256;
   std::map<FileId, std::weak_ptr<FileState>> files_;  // guarded by files_mutex_

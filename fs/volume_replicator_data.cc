@@ -15,6 +15,8 @@ constexpr Extent kWholeFile{0, INT64_MAX};
 // Between attempts to bring over what a failure left dirty; it doubles while they fail.
 constexpr std::chrono::milliseconds kFirstConvergePause{250};
 constexpr std::chrono::milliseconds kLongestConvergePause{4000};
+// Marks of files that are not written any more cost a comparison after a crash, and a barrier to clear.
+constexpr std::chrono::seconds kSettlePause{20};
 
 // The file system's way to make the local file durable, as a capture wants it.
 class LocalSyncCall : public LocalPersist {
@@ -112,18 +114,6 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
     return 0;  // it left the volume meanwhile, with all that was dirty of it
   }
   return error;
-}
-
-int VolumeReplicator::SendTo(size_t replica, FileState& file, Extent extent) {
-  const auto patience = std::chrono::nanoseconds(page_.page().deadline_ns);
-  const uint64_t operation = file.slot().size_generation.load(std::memory_order_acquire) / 2;
-  if (const int error = replicas_[replica].operations->Deliver(operation, Deadline::After(patience));
-      error != 0) {
-    return error;
-  }
-  Replication only(page_.page(), sessions_, staging_, own_waits_, replica);
-  DescriptorSource source(file.backing_fd());
-  return only.Replicate(file.target(), {&extent, 1}, source, WaitLevel::kReceived, nullptr).code;
 }
 
 int VolumeReplicator::Written(ReplicatedFile& file, Extent extent) {
@@ -307,7 +297,11 @@ void VolumeReplicator::Converge() {
   std::chrono::milliseconds pause = kFirstConvergePause;
   std::unique_lock lock(converge_mutex_);
   while (!stopping_) {
-    converge_wake_.wait(lock, [&] { return stopping_ || wakes_ != seen; });
+    if (!converge_wake_.wait_for(lock, kSettlePause, [&] { return stopping_ || wakes_ != seen; })) {
+      lock.unlock();
+      Settle();
+      lock.lock();
+    }
     seen = wakes_;
     while (!stopping_) {
       lock.unlock();

@@ -197,23 +197,28 @@ absl::StatusOr<control::OpenSessionReply> ControlClient::OpenSession(
   return impl_->Unary(&Stub::OpenSession, request, timeout);
 }
 
-absl::StatusOr<control::BeginResyncReply> ControlClient::BeginResync(const control::BeginResyncRequest& request, Timeout timeout) {
+absl::StatusOr<control::BeginResyncReply> ControlClient::BeginResync(
+    const control::BeginResyncRequest& request, Timeout timeout) {
   return impl_->Unary(&Stub::BeginResync, request, timeout);
 }
 
-absl::StatusOr<control::ChangeTreeReply> ControlClient::ChangeTree(const control::ChangeTreeRequest& request, Timeout timeout) {
+absl::StatusOr<control::ChangeTreeReply> ControlClient::ChangeTree(const control::ChangeTreeRequest& request,
+                                                                   Timeout timeout) {
   return impl_->Unary(&Stub::ChangeTree, request, timeout);
 }
 
-absl::StatusOr<control::AdoptMountReply> ControlClient::AdoptMount(const control::AdoptMountRequest& request, Timeout timeout) {
+absl::StatusOr<control::AdoptMountReply> ControlClient::AdoptMount(const control::AdoptMountRequest& request,
+                                                                   Timeout timeout) {
   return impl_->Unary(&Stub::AdoptMount, request, timeout);
 }
 
-absl::StatusOr<control::EndResyncReply> ControlClient::EndResync(const control::EndResyncRequest& request, Timeout timeout) {
+absl::StatusOr<control::EndResyncReply> ControlClient::EndResync(const control::EndResyncRequest& request,
+                                                                 Timeout timeout) {
   return impl_->Unary(&Stub::EndResync, request, timeout);
 }
 
-absl::StatusOr<control::ResyncReply> ControlClient::Resync(const control::ResyncRequest& request, Timeout timeout) {
+absl::StatusOr<control::ResyncReply> ControlClient::Resync(const control::ResyncRequest& request,
+                                                           Timeout timeout) {
   return impl_->Unary(&Stub::Resync, request, timeout);
 }
 

@@ -20,12 +20,11 @@ class LocalTree : public VerifySide {
 
   absl::StatusOr<recovery::Inventory> Inventory() override;
   absl::StatusOr<BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
-  // The file, open for reading. kNotFound: no such file.
-  absl::StatusOr<UniqueFd> Open(FileId file);
+  // The file where the last walk saw it, open for reading; an invalid descriptor when it is not there any more.
+  UniqueFd OpenKnown(FileId file) const;
 
  private:
-  // An open descriptor of the file, or an invalid one.
-  UniqueFd OpenKnown(FileId file) const;
+  absl::StatusOr<UniqueFd> Open(FileId file);
 
   UniqueFd root_;
   const InventoryDetail detail_;

@@ -171,6 +171,14 @@ absl::Status MarkMap::Mark(FileId file) {
   return Wait(lock, entry.batch == collecting_->number ? collecting_ : writing_);
 }
 
+void MarkMap::Note(FileId file) {
+  const std::lock_guard lock(mutex_);
+  Entry& entry = files_[file];
+  entry.stamp = clock_;
+  entry.gone = false;
+  entry.marked = everyone_;
+}
+
 absl::Status MarkMap::MarkAll(size_t replica) {
   std::unique_lock lock(mutex_);
   Replica& r = replicas_[replica];
@@ -288,7 +296,9 @@ void MarkMap::ClearFile(FileId file, uint8_t replicas, uint64_t point) {
   if (cleared == 0 || entry.stamp > point || entry.batch > finished_) {
     return;
   }
-  collecting_->records.push_back({.kind = MarkRecordKind::kClear, .replicas = cleared, .value = Raw(file)});
+  if ((entry.durable & cleared) != 0) {  // else it was noted only
+    collecting_->records.push_back({.kind = MarkRecordKind::kClear, .replicas = cleared, .value = Raw(file)});
+  }
   entry.marked &= static_cast<uint8_t>(~cleared);
   entry.durable &= static_cast<uint8_t>(~cleared);
   if (entry.marked == 0) {

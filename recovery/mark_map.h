@@ -39,6 +39,10 @@ class MarkMap {
 
   // What was marked, and not in use, at one moment. A value; it may be dropped, and used once or more.
   class Settle {
+   public:
+    bool empty() const { return files_.empty() && gone_.empty(); }
+
+   private:
     friend class MarkMap;
     uint64_t point_ = 0;
     std::vector<FileId> files_;
@@ -66,6 +70,10 @@ class MarkMap {
   // to; the map stays usable, and a later call tries again.
   // Requires: in_use(file) is true already, and remains so until the last store (else a settle could fall between).
   absl::Status Mark(FileId file);
+  // Likewise, but in this process only, without I/O: for a file whose id says that it was made in this mount. After a crash the files made since
+  // base_mount() are in doubt all the same, because their ids say so.
+  // Requires: as Mark.
+  void Note(FileId file);
   // Everything may differ on that replica: durable when it returns OK. After an error it holds for this process.
   absl::Status MarkAll(size_t replica);
 

@@ -102,8 +102,7 @@ void ResyncMachine::NextPart() {
     action_ = {.step = Step::kCompare, .file = file, .extent = suspects_.front(), .block = kFineBlock};
     suspects_.pop_front();
   } else if (next_offset_ < size_) {
-    action_ = {
-        .step = Step::kCompare, .file = file, .extent = {next_offset_, kChunk}, .block = kCoarseBlock};
+    action_ = {.step = Step::kCompare, .file = file, .extent = {next_offset_, kChunk}, .block = kCoarseBlock};
     next_offset_ += kChunk;
   } else {
     ++counts_.files_done;

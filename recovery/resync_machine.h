@@ -47,10 +47,10 @@ class ResyncMachine {
     uint32_t block = 0;
   };
 
-  static constexpr uint64_t kChunk = 64 << 20;         // bytes of one question
-  static constexpr uint32_t kCoarseBlock = 64 << 10;   // of the first look
-  static constexpr uint32_t kFineBlock = 4 << 10;      // of the second: what is sent
-  static constexpr uint64_t kLongestSend = 4 << 20;    // bytes; a pause for others can come between two
+  static constexpr uint64_t kChunk = 64 << 20;        // bytes of one question
+  static constexpr uint32_t kCoarseBlock = 64 << 10;  // of the first look
+  static constexpr uint32_t kFineBlock = 4 << 10;     // of the second: what is sent
+  static constexpr uint64_t kLongestSend = 4 << 20;   // bytes; a pause for others can come between two
 
   const Action& action() const { return action_; }
   const ResyncCounts& counts() const { return counts_; }

@@ -30,7 +30,8 @@ std::string Body(const VolumeRecord& record) {
       "{}\nvolume {}\ngeneration {}\nepoch {}\nmount_number {}\noperation {}\nclean {}\nresyncing "
       "{}\nboot {}\n",
       kFirstLine, UuidText(record.volume), record.generation, Raw(record.epoch), record.mount_number,
-      record.operation, record.clean ? 1 : 0, record.resyncing ? 1 : 0, record.boot.empty() ? "unknown" : record.boot);
+      record.operation, record.clean ? 1 : 0, record.resyncing ? 1 : 0,
+      record.boot.empty() ? "unknown" : record.boot);
 }
 
 std::string Checksum(const std::string& body) {

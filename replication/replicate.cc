@@ -465,7 +465,8 @@ Error Replication::Replicate(const CaptureTarget& target, std::span<const Extent
   Error result;
   {
     const SignalBlock block;
-    result = Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local, considered_).Run();
+    result =
+        Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local, considered_).Run();
   }
   // Not RAII: the thread may end here, and a destructor may not be left that way. The state before the type,
   // because glibc 2.36 loses the thread's result when enabling an asynchronous cancellation that is pending.

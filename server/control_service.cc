@@ -211,17 +211,20 @@ struct ControlService::Impl final : control::Control::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status ChangeTree(grpc::ServerContext*, const control::ChangeTreeRequest* request, control::ChangeTreeReply*) override {
+  grpc::Status ChangeTree(grpc::ServerContext*, const control::ChangeTreeRequest* request,
+                          control::ChangeTreeReply*) override {
     auto [replica, refusal] = Replica(request->volume());
     return replica == nullptr ? refusal : ToGrpc(replica->ChangeTree(*request));
   }
 
-  grpc::Status AdoptMount(grpc::ServerContext*, const control::AdoptMountRequest* request, control::AdoptMountReply*) override {
+  grpc::Status AdoptMount(grpc::ServerContext*, const control::AdoptMountRequest* request,
+                          control::AdoptMountReply*) override {
     auto [replica, refusal] = Replica(request->volume());
     return replica == nullptr ? refusal : ToGrpc(replica->AdoptMount(*request));
   }
 
-  grpc::Status EndResync(grpc::ServerContext*, const control::EndResyncRequest* request, control::EndResyncReply*) override {
+  grpc::Status EndResync(grpc::ServerContext*, const control::EndResyncRequest* request,
+                         control::EndResyncReply*) override {
     auto [replica, refusal] = Replica(request->volume());
     return replica == nullptr ? refusal : ToGrpc(replica->EndResync(*request));
   }

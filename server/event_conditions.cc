@@ -22,6 +22,8 @@ constexpr RepeatedRule kRepeated[] = {
     {"file_not_attached", {"volume"}},
     {"frame_damaged", {"volume", "node"}},
     {"hello_refused", {"reason"}},
+    {"mark_failed", {"volume"}},
+    {"marks_not_cleared", {"volume"}},
     {"object_without_id", {"volume"}},
     {"operation_malformed", {"volume"}},
     {"operation_refused", {"volume", "operation"}},

@@ -147,8 +147,9 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
                      " has not begun here: the daemon's session comes first"));
   }
   if (new_mount && record_.resyncing) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "a resync of this replica of ", options_.name, " has begun and not ended: it has to be repeated first"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("a resync of this replica of ", options_.name,
+                     " has begun and not ended: it has to be repeated first"));
   }
   if (!new_mount && restarted_in_use_) {
     return absl::FailedPreconditionError(

@@ -44,8 +44,7 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   if (absl::Status status = StoreRecord(next); !status.ok()) {
     return status;
   }
-  resync_ = {
-      .token = RandomToken(), .mount_number = request.mount_number, .generation = request.generation};
+  resync_ = {.token = RandomToken(), .mount_number = request.mount_number, .generation = request.generation};
   spdlog::info("event=resync_began volume={} node={} epoch={} mount_number={}", options_.name, request.node,
                Raw(request.epoch), request.mount_number);
   return resync_.token;
@@ -118,8 +117,8 @@ absl::Status ReplicaVolume::EndResync(uint64_t token) {
     return status;
   }
   resync_ = {};
-  spdlog::info("event=resync_ended volume={} mount_number={} operation={}", options_.name,
-               next.mount_number, operation);
+  spdlog::info("event=resync_ended volume={} mount_number={} operation={}", options_.name, next.mount_number,
+               operation);
   return absl::OkStatus();
 }
 

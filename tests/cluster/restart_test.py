@@ -79,9 +79,11 @@ class Clean(RestartTest):
         self.assert_nothing_is_lost(cluster, load)
         idle.kill()
         self.assertTrue(cluster.differences(cluster.primary, cluster.replica))
-        cluster.start(cluster.primary)
-        cluster.wait_state(cluster.replica, "stale")  # it went on storing: nobody may call the copies equal (P5)
         self.assertTrue(cluster.events(cluster.primary, "volume_left_unclean"))
+        cluster.start(cluster.primary)  # it went on storing: nobody may call the copies equal before they were compared (P5)
+        cluster.wait_in_sync()
+        self.assertTrue(cluster.events(cluster.primary, "redundancy_restored"))
+        self.assert_becomes_equal(cluster)
 
     def test_P6_a_clean_end_of_the_primary_without_its_replica_ends_in_time_and_is_told_unclean(self):
         cluster = self.cluster(on_loss="suspend", deadline=f"{int(DEADLINE * 1000)}ms", suspend="10m")
@@ -159,13 +161,11 @@ class Primary(RestartTest):
         self.assert_nothing_is_lost(cluster, load)
         stepper.kill()
 
-        cluster.start(cluster.primary)  # after an unclean end this version asks for a comparison, and says so
-        cluster.wait_state(cluster.replica, "stale")
-        self.assertIn("compared", cluster.replica_status(cluster.replica)["reason"])
-        self.assertTrue(cluster.events(cluster.primary, "replica_state", node=cluster.replica, state="stale"))
-        maker = cluster.stepper("plain", preload=False, pages=1)
-        self.assertEqual(maker.do("fsync"), errno.EIO)
-        self.assertTrue(cluster.verify())  # refused, not "equal"
+        cluster.start(cluster.primary)
+        cluster.wait_in_sync()
+        self.assertTrue(cluster.events(cluster.primary, "redundancy_restored"))
+        self.assert_nothing_is_lost(cluster, load)
+        self.assert_becomes_equal(cluster)
 
 
 class Program(RestartTest):

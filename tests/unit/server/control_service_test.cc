@@ -17,9 +17,9 @@
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "fs/remote_tree.h"
 #include "proto/control_client.h"
 #include "server/peer_watch.h"
-#include "fs/remote_tree.h"
 
 namespace pmirror::server {
 namespace {

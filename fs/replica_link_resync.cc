@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How a link's thread has its replica brought back. See replica_link.h.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "fs/remote_copy.h"
+#include "fs/replica_link.h"
+
+namespace pmirror::fs {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::nanoseconds;
+
+constexpr milliseconds kLeastConnect{2000};  // for a replica that has just answered
+
+}  // namespace
+
+absl::Status ReplicaLink::ConnectAnew() {
+  session_->Disconnect();
+  const Error error =
+      session_->EnsureConnected(Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
+  return error.ok()
+             ? DeliverAll()
+             : absl::ErrnoToStatus(error.code, fmt::format("{}: {}", options_.replica_node, error.doing));
+}
+
+absl::Status ReplicaLink::DeliverAll() {
+  const int error = courier_->Deliver(
+      log_.last(), Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
+  return error == 0 ? absl::OkStatus()
+                    : absl::ErrnoToStatus(error, fmt::format("{} did not take the operations of this mount",
+                                                             options_.replica_node));
+}
+
+bool ReplicaLink::GivenUp() const {
+  const std::lock_guard lock(mutex_);
+  return stopping_ || !reachable_;
+}
+
+class ReplicaLink::Peer final : public RemoteCopy {
+ public:
+  explicit Peer(ReplicaLink& link)
+      : RemoteCopy(link.control_, {.volume = link.options_.volume,
+                                   .primary_node = link.options_.primary_node,
+                                   .epoch = link.options_.epoch,
+                                   .mount_number = link.options_.mount_number,
+                                   .generation = link.options_.history.generation}),
+        link_(link) {}
+  std::optional<uint64_t> TreeAsOf() override {
+    const std::lock_guard lock(link_.mutex_);
+    return link_.tree_as_of_;
+  }
+  std::optional<uint64_t> FollowedMount() override {
+    const std::lock_guard lock(link_.mutex_);
+    return link_.followed_mount_;
+  }
+  absl::Status AdoptMount(uint64_t operation) override {
+    absl::Status status = RemoteCopy::AdoptMount(operation);
+    const std::lock_guard lock(link_.mutex_);
+    link_.is_member_ = link_.is_member_ || status.ok();
+    return status;
+  }
+  absl::Status Connect() override { return link_.ConnectAnew(); }
+  absl::Status DeliverAll() override { return link_.DeliverAll(); }
+  bool GivenUp() override { return link_.GivenUp(); }
+
+ private:
+  ReplicaLink& link_;
+};
+
+// True when the copy counts again.
+bool ReplicaLink::BringBack() {
+  const absl::StatusOr<control::ReplicaState> replica = AskCopy(Deadline::After(options_.deadline));
+  if (!replica.ok()) {
+    SetState(State::kDisconnected,
+             fmt::format("no answer from {}: it is brought back when it answers", options_.replica_node));
+    return false;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    const Verdict verdict = Evaluate(*replica);
+    if (verdict.unusable) {
+      stale_ = true;
+      SetStateLocked(State::kStale, verdict.reason);
+      return false;
+    }
+    stale_ = false;
+    tree_as_of_.reset();
+    followed_mount_.reset();
+    if (replica->generation() == options_.history.generation && !whole_resync_) {
+      followed_mount_ = replica->mount_number();
+    }
+    if (verdict.decision == CopyDecision::kReplay && !whole_resync_) {
+      tree_as_of_ = replica->operation();
+    }
+    resyncing_ = true;
+  }
+  SetState(State::kResyncing, "");
+  Peer peer(*this);
+  const absl::Status status = owner_->Resync(options_.index, peer);
+  {
+    const std::lock_guard lock(mutex_);
+    resyncing_ = false;
+    if (status.ok()) {
+      resync_due_ = false;
+      whole_resync_ = false;
+    }
+  }
+  if (!status.ok() && !GivenUp()) {
+    SetState(absl::IsFailedPrecondition(status) ? State::kStale : State::kDisconnected,
+             fmt::format("the resync did not end: {}", std::string(status.message())));
+  }
+  return status.ok();
+}
+
+}  // namespace pmirror::fs

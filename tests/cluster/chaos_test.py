@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Cuts and kills at random moments under load: after each heal the copies are equal byte by byte, every acknowledged commit is in both, and the
+programs' own checkers pass (P1, P3, P5; traps 3 and 7).
+
+PMIRROR_CHAOS_ROUNDS faults of each kind (few by default), from PMIRROR_CHAOS_SEED; both are printed, but the moments are the machine's.
+"""
+
+import os
+import random
+import time
+
+from lib.cluster import ClusterTest, main, wait
+from writers import CASES
+
+ROUNDS = int(os.environ.get("PMIRROR_CHAOS_ROUNDS", "2"))
+SEED = int(os.environ.get("PMIRROR_CHAOS_SEED", str(random.randrange(1 << 31))))
+PROGRAMS = ("lmdb_writemap", "lmdb", "pmemobj", "mmap_all_ways", "sqlite", "raw_static")
+LONGEST_FAULT = 1.5  # seconds; the deadline is between nothing and that
+DEADLINE = "500ms"
+
+
+class Chaos(ClusterTest):
+    def setUp(self):
+        self.rng = random.Random(f"{SEED} {self.id()}")
+        print(f"PMIRROR_CHAOS_ROUNDS={ROUNDS} PMIRROR_CHAOS_SEED={SEED}", flush=True)
+
+    def moment(self, longest=LONGEST_FAULT):
+        # Sleep because: the fault comes, or ends, at a random moment.
+        time.sleep(self.rng.uniform(0, longest))
+
+    def start(self, cluster):
+        writers = {}
+        for name in PROGRAMS:
+            program, options, _, env = CASES[name]
+            preload = name != "raw_static"
+            writers[name] = cluster.writer(program, name, *options, preload=preload, env=env if preload else {})
+        return writers
+
+    def assert_whole(self, cluster, writers, acknowledged):
+        """Ends the writers; everything that they, or their predecessors, saw acknowledged is in both copies, which are equal."""
+        for name, writer in writers.items():
+            writer.kill()
+            acknowledged[name] = max(acknowledged.get(name, 0), writer.acknowledged()[0])
+        cluster.wait_in_sync(seconds=60)
+        wait(lambda: not cluster.differences(cluster.primary, cluster.replica),
+             lambda: f"copies are equal: {cluster.differences(cluster.primary, cluster.replica)[:5]}", 30)
+        for name, number in acknowledged.items():
+            program, _, _, env = CASES[name]
+            for node in (cluster.primary, cluster.replica):
+                cluster.check(program, node, name, [number], env)
+        self.assertEqual(cluster.verify(), [])
+
+    def run_rounds(self, fault, **options):
+        cluster = self.cluster(deadline=DEADLINE, **options)
+        acknowledged = {}
+        for _ in range(ROUNDS):
+            writers = self.start(cluster)
+            for name, writer in writers.items():
+                writer.wait_for(acknowledged.get(name, 0) + 3)
+            self.moment()
+            fault(cluster, writers)
+            self.assert_whole(cluster, writers, acknowledged)
+
+    def cut(self, cluster, _):
+        cluster.partition(cluster.primary, cluster.replica)
+        self.moment()
+        cluster.heal(cluster.primary, cluster.replica)
+        self.moment(0.5)
+
+    def test_P1_P3_P5_cuts_of_the_network_under_proceed(self):
+        self.run_rounds(self.cut, on_loss="proceed")
+
+    def test_P1_P3_P5_cuts_of_the_network_under_suspend(self):
+        self.run_rounds(self.cut, on_loss="suspend", suspend="10m")
+
+    def test_P3_P5_kills_of_a_program(self):
+        def kill_one(_, writers):
+            self.rng.choice(list(writers.values())).kill()
+            self.moment(0.3)
+        self.run_rounds(kill_one)
+
+    def test_P3_P5_kills_of_the_primary_node(self):
+        def kill(cluster, _):
+            cluster.kill(cluster.primary)
+            cluster.start(cluster.primary)
+        self.run_rounds(kill)
+
+    def test_P3_P5_kills_of_the_primary_node_while_the_replica_is_away(self):
+        def kill(cluster, _):
+            cluster.kill(cluster.replica)
+            self.moment()
+            cluster.kill(cluster.primary)
+            cluster.start(cluster.primary)
+            self.moment(0.5)
+            cluster.start(cluster.replica)
+        self.run_rounds(kill, on_loss="proceed")
+
+    def test_P3_P5_kills_of_the_replica_node(self):
+        def kill(cluster, _):
+            cluster.kill(cluster.replica)
+            self.moment()
+            cluster.start(cluster.replica)
+            self.moment(0.5)
+        self.run_rounds(kill, on_loss="proceed")
+
+    def test_P3_P5_kills_of_the_primary_node_during_a_resync(self):
+        def kill(cluster, _):
+            cluster.partition(cluster.primary, cluster.replica)
+            self.moment()
+            cluster.heal(cluster.primary, cluster.replica)
+            self.moment(0.3)
+            cluster.kill(cluster.primary)
+            cluster.start(cluster.primary)
+        self.run_rounds(kill, on_loss="proceed")
+
+
+if __name__ == "__main__":
+    main()

@@ -198,10 +198,13 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
     paths.push_back({&links_.back()->session(), &links_.back()->operations()});
   }
   replicator_ = std::make_unique<VolumeReplicator>(
-      VolumeReplicator::Options{.volume_name = options_.name,
-                                .mount_number = record_.mount_number,
-                                .marks = marks_.get(),
-                                .sync_backing = [this] { return SyncBacking(); }},
+      VolumeReplicator::Options{
+          .volume_name = options_.name,
+          .mount_number = record_.mount_number,
+          .marks = marks_.get(),
+          .checksums = [this](size_t replica, FileId file, Extent extent,
+                              uint32_t block) { return links_[replica]->Checksums(file, extent, block); },
+          .sync_backing = [this] { return SyncBacking(); }},
       *page_, log_, paths, *staging_, events_);
   for (size_t i = 0; i < links_.size(); ++i) {
     runners_.push_back(std::make_unique<ResyncRunner>(

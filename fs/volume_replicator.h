@@ -21,6 +21,8 @@
 #include <thread>
 #include <vector>
 
+#include "absl/status/statusor.h"
+
 #include "fs/event_sink.h"
 #include "fs/file_state.h"
 #include "fs/foreign_stores.h"
@@ -30,6 +32,7 @@
 #include "fs/replicator.h"
 #include "fs/sync_rounds.h"
 #include "fs/volume_page_owner.h"
+#include "recovery/block_checksums.h"
 #include "recovery/mark_map.h"
 #include "recovery/tree_item.h"
 #include "replication/replicate.h"
@@ -49,9 +52,12 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
     std::string volume_name;
     uint64_t mount_number = 0;
     recovery::MarkMap* marks = nullptr;  // null: nothing is recorded, which suits tests only
-    std::function<int()> sync_backing = [] {
-      return 0;
-    };  // makes the whole backing directory durable; 0 or an errno
+    // Of a replica's copy. Unset: what may differ is sent without being compared.
+    std::function<absl::StatusOr<recovery::BlockChecksums>(size_t replica, FileId file, Extent extent,
+                                                           uint32_t block)>
+        checksums;
+    // Makes the whole backing directory durable; 0 or an errno.
+    std::function<int()> sync_backing = [] { return 0; };
   };
   struct Counters {
     uint64_t syncs = 0;       // acknowledged ones, of the daemon itself
@@ -161,6 +167,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local);
   int TrySend(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
               Sender sender);
+  int TrySend(FileState& file, FileState::Capture& capture, const ExtentSet& differing, WaitLevel level,
+              LocalPersist* local, Sender sender);
   int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
   int Barrier();
   void Trim();
@@ -172,6 +180,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void Converge();
   void Settle();
   bool ConvergeOnce();
+  int Bring(FileState& file);
+  ExtentSet Differing(FileState& file, const ExtentSet& doubtful);
   void NoteConvergeError(const FileState& file, int error);
 
   const Options options_;

@@ -88,16 +88,24 @@ int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLev
   return error;
 }
 
-// One capture to every member. Size operations of the file that are still on their way go first: on our session nothing may overtake them.
 int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, WaitLevel level,
                               LocalPersist* local, Sender sender) {
+  return TrySend(file, capture, capture.extents(), level, local, sender);
+}
+
+// One capture to every member, of which only `differing` has to travel: the replicas have the rest. Size operations of the file that are still
+// on their way go first: on our session nothing may overtake them.
+int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, const ExtentSet& differing,
+                              WaitLevel level, LocalPersist* local, Sender sender) {
   int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2, sender);
   if (error == 0) {
     const uint64_t mark = file.durability_mark();
     DescriptorSource source(file.backing_fd());
-    const std::vector<Extent> extents = capture.extents().extents();
+    const std::vector<Extent> extents = differing.extents();
     Replication& replication = sender == Sender::kCaller ? replication_ : own_replication_;
-    error = replication.Replicate(file.target(), extents, source, level, local).code;
+    if (!extents.empty() || level == WaitLevel::kDurable) {
+      error = replication.Replicate(file.target(), extents, source, level, local).code;
+    }
     if (level == WaitLevel::kReceived) {
       // Counted when it has arrived (or may have): a barrier that began before does not cover it. Until then the capture keeps the flag up.
       file.NotDurable();
@@ -340,6 +348,12 @@ bool VolumeReplicator::WantedConnected() const {
   return MaySucceed(page_.page(), set);
 }
 
+int VolumeReplicator::Bring(FileState& file) {
+  FileState::Capture capture(file, kWholeFile, {});
+  const ExtentSet differing = Differing(file, capture.extents());
+  return TrySend(file, capture, differing, WaitLevel::kReceived, nullptr, Sender::kVolume);
+}
+
 // True when nothing is left dirty, or trying again is of no use before somebody says so.
 bool VolumeReplicator::ConvergeOnce() {
   std::vector<std::shared_ptr<FileState>> unsettled;
@@ -353,8 +367,7 @@ bool VolumeReplicator::ConvergeOnce() {
   for (const std::shared_ptr<FileState>& file : unsettled) {
     int error = ENOTCONN;
     if (WantedConnected()) {
-      FileState::Capture capture(*file, kWholeFile, {});
-      error = TrySend(*file, capture, WaitLevel::kReceived, nullptr, Sender::kVolume);
+      error = Bring(*file);
     }
     if (error != 0) {
       settled = false;

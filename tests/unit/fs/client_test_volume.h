@@ -43,7 +43,7 @@ class TestVolume : public ClientVolume {
         FuseSession::Mount(*file_system_, *root_, {.mount_point = mount(), .socket = "/run/test"}).value());
     mount_device_ = StatusOf(mount()).st_dev;
     page_ = std::move(VolumePageOwner::Create({.epoch = Epoch{1},
-                                               .on_loss = OnLoss::kFail,
+                                               .on_loss = OnLoss::kProceed,  // its second replica is no member
                                                .replica_count = 2,
                                                .deadline_ns = 10'000'000'000,
                                                .domain = Domain::kVolatile,

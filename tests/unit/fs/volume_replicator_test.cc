@@ -12,7 +12,10 @@
 #include <latch>
 #include <string>
 #include <thread>
+#include <vector>
 
+#include "recovery/block_checksums.h"
+#include "recovery/mark_map.h"
 #include "tests/unit/replication/fake_replica.h"
 
 namespace pmirror::fs {
@@ -39,6 +42,7 @@ class OneStore : public ForeignStores {
     }
   }
   bool Any(FileId, Extent range) override { return stored.Overlaps(range); }
+  uint64_t Syncs() const override { return 0; }
 
   ProcessSerial owner{7};
   Extent stored;
@@ -69,9 +73,9 @@ class VolumeReplicatorTest : public testing::Test {
       replicas_.push_back(std::make_unique<ReplicaUnderTest>(log_));
       paths.push_back({replicas_.back()->session.get(), &replicas_.back()->courier});
     }
-    engine_ =
-        std::make_unique<VolumeReplicator>(VolumeReplicator::Options{.volume_name = "v0", .mount_number = 1},
-                                           *page_, log_, paths, *staging_, events_);
+    options_.volume_name = "v0";
+    options_.mount_number = 1;
+    engine_ = std::make_unique<VolumeReplicator>(options_, *page_, log_, paths, *staging_, events_);
     engine_->UseForeignStores(&stores_);
     backing_.Reset(::memfd_create("backing", MFD_CLOEXEC));
     ASSERT_EQ(::ftruncate(backing_.get(), 8192), 0);
@@ -126,6 +130,7 @@ class VolumeReplicatorTest : public testing::Test {
   }
   bool flag() { return (file_->slot().flags.load() & kFileDaemonDirty) != 0; }
 
+  VolumeReplicator::Options options_;
   SilentEvents events_;
   OneStore stores_;
   OperationLog log_;
@@ -350,6 +355,140 @@ TEST_F(VolumeReplicatorTest, AFullLogIsMadeDurableAndGoesOn) {
   }
   EXPECT_LE(log_.last() - log_.first() + 1, OperationLog::kMaxOperations);
   EXPECT_EQ(replica().frames(FrameKind::kNamespaceOp), OperationLog::kMaxOperations + 10);
+}
+
+// --- without redundancy ---
+
+TEST_F(VolumeReplicatorTest, P6_UnderProceedEverythingSucceedsWithoutMembers) {
+  Start(OnLoss::kProceed, seconds(20));
+  page_->SetMembers(0, 0);
+  EXPECT_EQ(Write(0, "alone"), 0);
+  EXPECT_EQ(Unlink(), 0);
+  EXPECT_EQ(Truncate(4096), 0);
+  EXPECT_EQ(Sync(), 0);
+  EXPECT_FALSE(file_->dirty());
+  EXPECT_EQ(replica().connects(), 0U);
+}
+
+TEST_F(VolumeReplicatorTest, P6_UnderProceedTheLogOfOperationsDoesNotFillUpWithoutMembers) {
+  Start(OnLoss::kProceed, seconds(20));
+  page_->SetMembers(0, 0);
+  for (size_t i = 0; i < OperationLog::kMaxOperations + 10; ++i) {
+    ASSERT_EQ(Unlink(), 0) << i;
+  }
+  EXPECT_GT(log_.first(), 1U) << "what was dropped, a comparison of the trees brings back";
+}
+
+TEST_F(VolumeReplicatorTest, P1_UnderSuspendNothingSucceedsWithoutMembers) {
+  Start(OnLoss::kSuspend, milliseconds(50), milliseconds(50));
+  page_->SetMembers(0, 0);
+  EXPECT_EQ(Write(0, "alone"), EIO);
+  EXPECT_EQ(Unlink(), EIO);
+}
+
+TEST_F(VolumeReplicatorTest, Trap16_AnOperationThatWaitsIsSentToWhoJoinsMeanwhile) {
+  Start(OnLoss::kSuspend, seconds(20), seconds(20));
+  page_->SetMembers(0, 0);
+  std::thread caller([&] { EXPECT_EQ(Unlink(), 0); });
+  page_->SetMembers(0, 1);
+  EXPECT_TRUE(Eventually([&] { return replica().frames(FrameKind::kNamespaceOp) == 1; }));
+  page_->SetMembers(1, 0);
+  caller.join();
+}
+
+// --- marks ---
+
+class MarkedVolumeTest : public VolumeReplicatorTest {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/pmirror-marks-XXXXXX";
+    ASSERT_NE(::mkdtemp(name), nullptr);
+    directory_ = name;
+    Open(1);
+  }
+  void TearDown() override {
+    file_.reset();
+    engine_.reset();
+    marks_.reset();
+    ::unlink((directory_ + "/marks").c_str());
+    ::rmdir(directory_.c_str());
+  }
+  void Open(uint64_t mount_number) {
+    marks_.reset();
+    marks_ =
+        std::move(recovery::MarkMap::Open(directory_ + "/marks",
+                                          {.volume = {}, .generation = 5, .replicas = {"n2"}}, mount_number)
+                      ->map);
+    options_.marks = marks_.get();
+    ASSERT_TRUE(marks_->Resynced(0, marks_->BeginSettle([](FileId) { return false; })).ok());
+  }
+
+  std::string directory_;
+  std::unique_ptr<recovery::MarkMap> marks_;
+};
+
+TEST_F(MarkedVolumeTest, P3_AFileIsMarkedBeforeItsFirstStoreAndStaysSoWhileItIsOpen) {
+  Start(OnLoss::kFail, seconds(20));
+  EXPECT_TRUE(marks_->Marked(0).empty()) << "it is open for reading only";
+  ASSERT_EQ(engine_->BeforeWriting(*file_), 0);
+  EXPECT_EQ(marks_->Marked(0), std::vector<FileId>{kFile});
+  ASSERT_TRUE(engine_->Resynced(0, engine_->BeginSettle()).ok());
+  EXPECT_EQ(marks_->Marked(0), std::vector<FileId>{kFile}) << "stores may come at any time";
+  file_.reset();
+  ASSERT_TRUE(engine_->Resynced(0, engine_->BeginSettle()).ok());
+  EXPECT_TRUE(marks_->Marked(0).empty());
+}
+
+TEST_F(MarkedVolumeTest, P3_AMarkIsDurableWhenTheFileIsOlderThanTheMount) {
+  Start(OnLoss::kFail, seconds(20));
+  const FileId older{(uint64_t{1} << 40) - 1};  // of mount 0
+  const auto file = engine_->Attach(older, backing_.get());
+  ASSERT_EQ(engine_->BeforeWriting(*file), 0);
+  ASSERT_EQ(engine_->BeforeWriting(*file_), 0);  // of this mount: noted
+  engine_->MarkedBytes(0);
+  options_.marks = nullptr;
+  engine_.reset();
+  recovery::MarkMap* const abandoned = marks_.release();  // as a crash leaves it: not flushed
+  const auto opened =
+      recovery::MarkMap::Open(directory_ + "/marks", {.volume = {}, .generation = 5, .replicas = {"n2"}}, 2);
+  EXPECT_EQ(opened->map->Marked(0), std::vector<FileId>{older});
+  EXPECT_EQ(opened->map->base_mount(0), 1U) << "files made since mount 1 are in doubt by their ids";
+  delete abandoned;
+}
+
+TEST_F(MarkedVolumeTest, BytesInDoubtAreThoseOfMarkedFilesOpenOrClosed) {
+  Start(OnLoss::kProceed, seconds(20));
+  page_->SetMembers(0, 0);
+  EXPECT_EQ(engine_->MarkedBytes(0), 0U);
+  ASSERT_EQ(engine_->BeforeWriting(*file_), 0);
+  ASSERT_EQ(Write(8192, std::string(100, 'x')), 0);
+  EXPECT_EQ(engine_->MarkedBytes(0), 8292U);
+  file_.reset();
+  EXPECT_EQ(engine_->MarkedBytes(0), 8292U);
+}
+
+// --- what may differ ---
+
+TEST_F(VolumeReplicatorTest, Trap7_OfAMappingInDoubtOnlyTheBlocksThatDifferTravel) {
+  constexpr uint64_t kSize = 1 << 20;
+  options_.checksums = [this](size_t, FileId, Extent extent,
+                              uint32_t block) -> absl::StatusOr<recovery::BlockChecksums> {
+    const UniqueFd copy(::memfd_create("copy", MFD_CLOEXEC));
+    const std::vector<std::byte> image = replica().Image(kFile);
+    EXPECT_EQ(::pwrite(copy.get(), image.data(), image.size(), 0), static_cast<ssize_t>(image.size()));
+    return recovery::ChecksumBlocks(copy.get(), extent, block);
+  };
+  Start(OnLoss::kFail, seconds(20));
+  ASSERT_EQ(Write(0, std::string(kSize, 'a')), 0);
+  const uint64_t before = replicas_[0]->session->counters().bytes;
+  ASSERT_EQ(::pwrite(backing_.get(), "new", 3, 5 * 4096), 3);  // by a mapping whose process was killed
+  engine_->Start();
+  const Extent whole{0, kSize};
+  engine_->Hold(file_, {&whole, 1});
+  EXPECT_TRUE(Eventually([&] { return Replicated(5 * 4096, 3) == "new" && !file_->dirty(); }));
+  EXPECT_LT(replicas_[0]->session->counters().bytes - before, 3 * 4096U);
+  EXPECT_TRUE(flag()) << "what the replica had may not be durable there";
+  engine_->Stop();
 }
 
 }  // namespace

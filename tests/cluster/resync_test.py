@@ -115,7 +115,48 @@ class Crashes(ResyncTest):
         self.assert_equal_again(cluster)
 
 
+    def test_P5_P9_a_damaged_map_of_marks_costs_a_comparison_of_everything_and_no_data(self):
+        cluster = self.cluster(on_loss="proceed", deadline=DEADLINE)
+        self.fill(cluster, 6)
+        load = self.load(cluster)
+        for _, writer in load.values():
+            writer.wait_for(30)
+        cluster.kill(cluster.replica)
+        for _, writer in load.values():
+            writer.wait_for(writer.acknowledged()[0] + 100)
+        cluster.kill(cluster.primary)
+        marks = os.path.join(cluster.directory, cluster.primary, "state", "v0.marks")
+        size = os.path.getsize(marks)
+        with open(marks, "r+b") as file:
+            for offset in range(0, size, 512):
+                file.seek(offset)
+                file.write(b"damaged")
+        cluster.start(cluster.primary)
+        cluster.start(cluster.replica)
+        self.assert_equal_again(cluster)
+        self.assert_nothing_is_lost(cluster, load, cluster.replica)
+        self.assertEqual(len(cluster.events(cluster.primary, "marks_in_doubt")), 1)
+
+
 class Proceed(ResyncTest):
+    def test_the_bytes_sent_are_about_those_that_differ(self):
+        cluster = self.cluster(on_loss="proceed", deadline=DEADLINE)
+        pages, dirty = 16384, 300
+        with open(cluster.mounted("large"), "wb") as file:
+            file.write(os.urandom(pages * 4096))
+        cluster.partition(cluster.primary, cluster.replica)
+        with open(cluster.mounted("large"), "r+b") as file:
+            for page in random.Random(7).sample(range(pages), dirty):
+                os.pwrite(file.fileno(), os.urandom(4096), page * 4096)
+            os.fsync(file.fileno())
+        self.assertGreaterEqual(cluster.replica_status(cluster.replica)["dirty_bytes"], dirty * 4096)
+        cluster.heal(cluster.primary, cluster.replica)
+        self.assert_equal_again(cluster)
+        line = cluster.events(cluster.primary, "redundancy_restored")[0]
+        sent = int(next(word for word in line.split() if word.startswith("bytes_sent=")).split("=")[1])
+        self.assertGreaterEqual(sent, dirty * 4096)
+        self.assertLessEqual(sent, 1.1 * dirty * 4096)
+
     def test_P1_P3_programs_go_on_without_the_replica_and_it_is_brought_back(self):
         cluster = self.cluster(on_loss="proceed", deadline=DEADLINE)
         self.fill(cluster, 2)

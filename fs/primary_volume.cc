@@ -204,6 +204,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
           .marks = marks_.get(),
           .checksums = [this](size_t replica, FileId file, Extent extent,
                               uint32_t block) { return links_[replica]->Checksums(file, extent, block); },
+          .refused = [this](size_t replica, int error) { links_[replica]->Refused(error); },
           .sync_backing = [this] { return SyncBacking(); }},
       *page_, log_, paths, *staging_, events_);
   for (size_t i = 0; i < links_.size(); ++i) {
@@ -443,6 +444,11 @@ void PrimaryVolume::Report(pid_t pid, local::ReportKind kind, FileId file, uint6
       return;
     case local::ReportKind::kReconnected:
       reports_.reconnects += value;
+      return;
+    case local::ReportKind::kRefused:
+      if (const uint64_t replica = value >> 32; replica < links_.size()) {
+        links_[replica]->Refused(static_cast<int>(value & UINT32_MAX));
+      }
       return;
     case local::ReportKind::kSynced:
       return;

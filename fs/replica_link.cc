@@ -95,6 +95,24 @@ void ReplicaLink::DemandResync() {
   wake_.notify_all();
 }
 
+void ReplicaLink::Refused(int error) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(refusal_, error) == error && resync_due_) {
+      return;  // known
+    }
+    resync_due_ = true;
+    SetStateLocked(State::kFailed, RefusedReason(error));
+  }
+  owner_->Lost(options_.index);
+  wake_.notify_all();
+}
+
+std::string ReplicaLink::RefusedReason(int error) const {
+  return fmt::format("{} refused data: {}; cure that there, it is brought back by itself",
+                     options_.replica_node, std::strerror(error));
+}
+
 void ReplicaLink::Hurry() {
   {
     const std::lock_guard lock(mutex_);

@@ -81,6 +81,8 @@ class ReplicaLink final : public Connector {
 
   // A resync is due although nothing says that the copies differ: of the whole tree and every file. Soon, by the thread.
   void DemandResync();
+  // It cannot apply what it is sent, and the policy is to go on without it: it counts no more until a resync has succeeded.
+  void Refused(int error);
   // What the thread would try at its next turn, it tries now.
   void Hurry();
 
@@ -130,6 +132,7 @@ class ReplicaLink final : public Connector {
     bool superseded = false;
     std::string reason;
   };
+  std::string RefusedReason(int error) const;
   absl::StatusOr<control::ReplicaState> AskCopy(Deadline deadline);
   Verdict Evaluate(const control::ReplicaState& replica) const;
   bool reachable() const;
@@ -156,6 +159,7 @@ class ReplicaLink final : public Connector {
   bool hurry_ = false;
   bool resync_due_ = false;
   bool whole_resync_ = false;  // of the one that is due: what is known of the tree does not count
+  int refusal_ = 0;            // errno of data that it refused; 0: none since it counted last
   bool resyncing_ = false;     // the thread is at it
   LinkOwner* owner_ = nullptr;
   std::optional<uint64_t> followed_mount_;  // as ResyncPeer::FollowedMount()

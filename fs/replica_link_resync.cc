@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "fs/remote_copy.h"
 #include "fs/replica_link.h"
@@ -105,17 +106,22 @@ bool ReplicaLink::BringBack() {
   SetState(State::kResyncing, "");
   Peer peer(*this);
   const absl::Status status = owner_->Resync(options_.index, peer);
-  {
-    const std::lock_guard lock(mutex_);
-    resyncing_ = false;
-    if (status.ok()) {
-      resync_due_ = false;
-      whole_resync_ = false;
-    }
-  }
-  if (!status.ok() && !GivenUp()) {
-    SetState(absl::IsFailedPrecondition(status) ? State::kStale : State::kDisconnected,
-             fmt::format("the resync did not end: {}", std::string(status.message())));
+  const bool given_up = GivenUp();
+  const std::lock_guard lock(mutex_);
+  resyncing_ = false;
+  if (status.ok()) {
+    resync_due_ = false;
+    whole_resync_ = false;
+    refusal_ = 0;
+  } else if (refusal_ != 0) {
+    SetStateLocked(State::kFailed, RefusedReason(std::exchange(refusal_, 0)));
+  } else if (!given_up) {
+    const bool passes =
+        absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
+    SetStateLocked(passes                               ? State::kDisconnected
+                   : absl::IsFailedPrecondition(status) ? State::kStale
+                                                        : State::kFailed,
+                   fmt::format("the resync did not end: {}", std::string(status.message())));
   }
   return status.ok();
 }

@@ -174,7 +174,9 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
       const int error = replicas_[i].operations->Deliver(number, patience.Slice());
       if (error == 0) {
         done |= static_cast<uint8_t>(1U << i);
-      } else if (error == ESTALE || (error == ENOSPC && !Proceeds())) {
+      } else if (error == ENOSPC && Proceeds()) {
+        Refused(i, error);
+      } else if (error == ESTALE || error == ENOSPC) {
         result = error;
       }
     }
@@ -263,6 +265,14 @@ void VolumeReplicator::Failed(FileId file, int error) {
 }
 
 void VolumeReplicator::Recaptured() { ++recaptures_; }
+
+void VolumeReplicator::Refused(size_t replica, int error) {
+  if (Proceeds()) {
+    options_.refused(replica, error);
+  } else {
+    refusals_[replica] = error;
+  }
+}
 
 int VolumeReplicator::OwnWaits::Interrupted(bool suspended) {
   const std::lock_guard lock(owner_.converge_mutex_);

@@ -56,6 +56,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
     std::function<absl::StatusOr<recovery::BlockChecksums>(size_t replica, FileId file, Extent extent,
                                                            uint32_t block)>
         checksums;
+    // The policy is to go on, and this replica refuses what it is sent. Any thread.
+    std::function<void(size_t replica, int error)> refused = [](size_t, int) {};
     // Makes the whole backing directory durable; 0 or an errno.
     std::function<int()> sync_backing = [] { return 0; };
   };
@@ -138,7 +140,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void Resumed(FileId file) override;
   void Failed(FileId file, int error) override;
   void Recaptured() override;
-  void Refused(size_t replica, int error) override { refusals_[replica] = error; }
+  void Refused(size_t replica, int error) override;
   int Interrupted(bool suspended) override;
   int InterruptedByOwnSignal();
 

@@ -141,6 +141,8 @@ Error MappedFile::Capture(std::span<const Extent> extents, LocalPersist* local) 
   return volume().Replicate(target, extents, *this, local);
 }
 
+bool MappedFile::Alone() { return volume().Alone(); }
+
 bool MappedFile::OthersMayBeDirty() {
   const FileSlot* slot = entry_.slot.load(std::memory_order_acquire);
   return (slot->flags.load(std::memory_order_seq_cst) & (kFileShared | kFileDaemonDirty)) != 0;

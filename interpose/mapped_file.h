@@ -31,6 +31,7 @@ class MappedFile : public SyncedFile, private ByteSource {
     return entry_.slot.load(std::memory_order_acquire)->size.load(std::memory_order_acquire);
   }
   Error Capture(std::span<const Extent> extents, LocalPersist* local) override;
+  bool Alone() override;
   bool OthersMayBeDirty() override;
   Error SyncOthers(Extent range) override;
   Deadline WaitDeadline() override { return volume().WaitDeadline(); }

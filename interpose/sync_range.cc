@@ -5,6 +5,17 @@
 namespace pmirror::interpose {
 
 Error SyncRange(TicketLog& tickets, const SyncRequest& request, SyncedFile& file, std::span<Extent> room) {
+  if (file.Alone()) {
+    // Nothing is scanned: the pages stay dirty for whoever joins. Looked again afterwards, because who joined meanwhile has to be sent them.
+    const Error persisted = request.local != nullptr ? request.local->Persist() : Error::Ok();
+    if (!persisted.ok()) {
+      return persisted;
+    }
+    if (file.Alone()) {
+      tickets.CountSync(request.volume);
+      return Error::Ok();
+    }
+  }
   ExtentList extents(room);
   TicketLog::Others others;
   const Result<TicketLog::Held> opened = tickets.Open(request.volume, request.file, request.range);

@@ -25,6 +25,9 @@ class SyncedFile {
   // Captures the extents and returns when every in-sync replica has them durably; runs `local` beside it. May
   // be asked with no extents: then only `local` remains to be done.
   virtual Error Capture(std::span<const Extent> extents, LocalPersist* local) = 0;
+  // There is no replica to send to, and the owner's policy is to go on: what the replicas lack, the file's mark stands for
+  // (docs/internals/resync.md).
+  virtual bool Alone() = 0;
   // Somebody else may hold dirty ranges of the file. Asked after the scan and after the wait for other
   // threads.
   virtual bool OthersMayBeDirty() = 0;

@@ -6,6 +6,7 @@
 
 #include "interpose/log.h"
 #include "interpose/own_descriptors.h"
+#include "replication/patience.h"
 
 namespace pmirror::interpose {
 
@@ -106,12 +107,16 @@ void Volume::TellStalls(uint64_t stalls) {
   tell(local::ReportKind::kReconnected, now.reconnects, reconnects_told_);
 }
 
+bool Volume::Alone() const {
+  const SetWord set = LoadSet(*page_);
+  return set.members() == 0 && set.joiners() == 0 && MaySucceed(*page_, set) &&
+         page_->state.load(std::memory_order_acquire) == static_cast<uint32_t>(VolumeState::kServing);
+}
+
+// Whoever we wait for gives up by then; the rest is for its answer to arrive.
 Deadline Volume::WaitDeadline() const {
-  const bool suspends = page_->on_loss == static_cast<uint32_t>(OnLoss::kSuspend);
-  // Whoever we wait for gives up by then; the rest is for its answer to arrive.
-  constexpr uint64_t kMargin = 1'000'000'000;
-  return Deadline::After(
-      std::chrono::nanoseconds(page_->deadline_ns + (suspends ? page_->suspend_ns : 0) + kMargin));
+  constexpr std::chrono::seconds kMargin{1};
+  return Deadline::After(Patience::Longest(*page_) + kMargin);
 }
 
 void Volume::Disconnect(uint32_t replica) {
@@ -159,6 +164,12 @@ void Volume::Failed(FileId file, int error) {
       .Field("file", Raw(file))
       .Field("errno", static_cast<uint64_t>(error));
   Report(local::ReportKind::kFailed, file, static_cast<uint64_t>(error));
+}
+
+void Volume::Refused(size_t replica, int error) {
+  if (page_->on_loss == static_cast<uint32_t>(OnLoss::kProceed)) {  // else the sync fails, and says so
+    Report(local::ReportKind::kRefused, FileId::kNone, replica << 32 | static_cast<uint32_t>(error));
+  }
 }
 
 void Volume::Recaptured() {

@@ -54,6 +54,8 @@ class Volume : public SyncObserver {
   Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                   LocalPersist* local);
 
+  // As SyncedFile::Alone().
+  bool Alone() const;
   // How long a sync may wait, the owner's patience included.
   Deadline WaitDeadline() const;
 
@@ -67,6 +69,7 @@ class Volume : public SyncObserver {
   void Suspended(FileId file) override;
   void Resumed(FileId file) override;
   void Failed(FileId file, int error) override;
+  void Refused(size_t replica, int error) override;
   void Recaptured() override;
 
  private:

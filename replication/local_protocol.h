@@ -86,6 +86,7 @@ enum class ReportKind : uint32_t {
   kSenderFull,
   kPeerCongested,
   kReconnected,
+  kRefused,  // value: replica << 32 | errno; a replica cannot apply what it was sent, and the policy is to go on without it
   kSynced
 };
 

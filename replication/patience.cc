@@ -30,6 +30,18 @@ Deadline::Duration Patience::CurrentPeriod() const {
   return Period(suspended_ ? page_.suspend_ns : page_.deadline_ns);
 }
 
+Deadline::Duration Patience::Longest(const VolumePage& page) {
+  switch (static_cast<OnLoss>(page.on_loss)) {
+    case OnLoss::kSuspend:
+      return Period(page.deadline_ns) + Period(page.suspend_ns);
+    case OnLoss::kProceed:
+      return kDaemonDecides * Period(page.deadline_ns) + kDaemonDelay;
+    case OnLoss::kFail:
+      break;
+  }
+  return Period(page.deadline_ns);
+}
+
 void Patience::Progress() { limit_ = Deadline::After(CurrentPeriod()); }
 
 // Under kProceed the daemon takes a silent replica out of the set when the deadline has passed by its own measure; a sync waits for that

@@ -20,6 +20,9 @@ class Patience {
  public:
   Patience(const VolumePage& page, SyncObserver& observer, FileId file);
 
+  // How long it can last, without progress, from the beginning.
+  static Deadline::Duration Longest(const VolumePage& page);
+
   // What has been waited for comes nearer: the current period starts again.
   void Progress();
   // True when the sync has to fail now, with error(). Changes from waiting silently to waiting announced when that is due.

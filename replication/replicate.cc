@@ -413,6 +413,9 @@ Error Sync::Conclude(Attempt& attempt, size_t replica, SendStatus status) {
     pause_ = true;
     if (!error.ok() && !old_epoch) {
       observer_.Refused(replica, error.code);
+      if (page_.on_loss == static_cast<uint32_t>(OnLoss::kProceed)) {
+        return Error::Ok();  // until the daemon has taken that replica out
+      }
     }
     return error;
   }

@@ -188,10 +188,10 @@ class Suites(TreeTest):
 class FullDisk(TreeTest):
     """A node whose backing directory is on a small memory file system, beside a ballast that leaves no room."""
 
-    def small_cluster(self, node, domain="file"):
+    def small_cluster(self, node, domain="file", **options):
         shared = tempfile.mkdtemp(dir="/dev/shm", prefix="pmc")
         self.addCleanup(shutil.rmtree, shared, ignore_errors=True)
-        cluster = self.cluster(backing_root=shared, domain=domain)
+        cluster = self.cluster(backing_root=shared, domain=domain, **options)
         backing = cluster.backing(cluster.primary if node == "primary" else cluster.replica)
         self.room = os.path.dirname(os.path.normpath(backing))
         cluster.pmirror("sandbox", "down", cluster.directory)  # it was there to tell its paths, which depend on the directory alone
@@ -258,6 +258,32 @@ class FullDisk(TreeTest):
         wait(lambda: cluster.replica_status(cluster.replica)["dirty_bytes"] == 0, "nothing is dirty")
         self.assert_equal(cluster)
         self.assertTrue(os.path.isdir(cluster.backing(cluster.replica, "directory")))
+
+    def test_Trap9_P6_under_proceed_a_full_replica_is_left_behind_and_brought_back_when_there_is_room(self):
+        for who in ("mapped", "written", "tree"):  # meets it first
+            with self.subTest(who):
+                cluster = self.small_cluster("replica", on_loss="proceed", deadline="500ms")
+                path = cluster.mounted("file")
+                with open(path, "wb") as file:
+                    file.truncate(1 << 20)
+                agent = self.agent_with_mapping(cluster, path)
+                self.take_all_room()
+                fd = os.open(path, os.O_RDWR)
+                self.addCleanup(os.close, fd)
+                if who == "mapped":
+                    agent.do("m.store(9 * PAGE, b'no room'); m.msync()")
+                elif who == "written":
+                    os.pwrite(fd, b"w" * PAGE, 5 * PAGE)
+                    os.fsync(fd)
+                else:
+                    os.mkdir(cluster.mounted("directory"))
+                self.wait_until_status_tells_it(cluster)
+                os.mkdir(cluster.mounted("another"))
+                agent.do("m.store(7 * PAGE, b'more'); m.msync()")
+                self.make_room()
+                cluster.wait_in_sync()
+                self.assert_equal(cluster)
+                agent.close()
 
     @staticmethod
     def wait_until_status_tells_it(cluster):

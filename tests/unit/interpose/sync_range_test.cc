@@ -49,6 +49,7 @@ class FakeFile : public SyncedFile {
     }
     return error == 0 || extents.empty() ? Error::Ok() : Error{error, "the fake replica"};
   }
+  bool Alone() override { return alone-- > 0; }
   bool OthersMayBeDirty() override { return others; }
   Error SyncOthers(Extent) override {
     ++asked;
@@ -82,6 +83,7 @@ class FakeFile : public SyncedFile {
   std::atomic<int> others_error{0};
   std::atomic<bool> others{false};
   std::atomic<int> asked{0};
+  std::atomic<int> alone{0};  // so many looks find no replica
   std::atomic<uint64_t> size{100};
   std::chrono::milliseconds patience{20000};
 
@@ -92,6 +94,16 @@ class FakeFile : public SyncedFile {
   std::vector<Extents> captures_;
   bool held_ = false;
   size_t released_ = 0;
+};
+
+class CountingPersist : public LocalPersist {
+ public:
+  Error Persist() override {
+    ++calls;
+    return error;
+  }
+  int calls = 0;
+  Error error;
 };
 
 class SyncRangeTest : public ::testing::Test {
@@ -126,6 +138,32 @@ TEST_F(SyncRangeTest, SendsWhatIsDirtyAndLeavesNoTicket) {
   EXPECT_EQ(file_.capture(0), (Extents{{3, 2}, {50, 1}}));
   EXPECT_EQ(Tickets(TicketState::kFree), kMaxTickets);
   EXPECT_EQ(table_->acknowledged_syncs[0].load(), 1u);
+}
+
+TEST_F(SyncRangeTest, P1_WithoutReplicasPagesAreMadeDurableHereAndStayDirtyForWhoJoins) {
+  file_.Store(3);
+  file_.alone = 2;
+  CountingPersist local;
+  EXPECT_EQ(Sync({0, 100}, false, &local), 0);
+  EXPECT_EQ(local.calls, 1);
+  EXPECT_EQ(table_->acknowledged_syncs[0].load(), 1u);
+  EXPECT_EQ(Sync(), 0);
+  EXPECT_EQ(file_.capture(0), (Extents{{3, 1}}));
+}
+
+TEST_F(SyncRangeTest, Trap16_AReplicaThatJoinsWhileASyncIsAloneGetsItsBytes) {
+  file_.Store(3);
+  file_.alone = 1;  // the second look finds a joiner
+  EXPECT_EQ(Sync(), 0);
+  EXPECT_EQ(file_.capture(0), (Extents{{3, 1}}));
+}
+
+TEST_F(SyncRangeTest, WithoutReplicasAFailureOfTheLocalPartIsTheResult) {
+  file_.alone = 2;
+  CountingPersist local;
+  local.error = Error{ENOSPC, "as the test wants"};
+  EXPECT_EQ(Sync({0, 100}, false, &local), ENOSPC);
+  EXPECT_EQ(table_->acknowledged_syncs[0].load(), 0u);
 }
 
 TEST_F(SyncRangeTest, LeavesWhatIsOutsideTheRange) {

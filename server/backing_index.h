@@ -24,6 +24,9 @@
 
 namespace pmirror::server {
 
+// Attribute of own_directory(): the high-water mark of operations (replica_volume.h). Two u64, little-endian: mount number, operation.
+constexpr char kOperationXattr[] = "trusted.pmirror.operation";
+
 class BackingIndex {
  public:
   // Opens `directory`, gives its root the id 1 and makes `.pmirror/orphans` when they are missing, and walks

@@ -50,7 +50,7 @@ DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<con
     if (!file->order.Plan(header.order, ranges, pieces)) {
       return {.outcome = Refusal{RefusalCode::kRecapture}, .file = nullptr};
     }
-    int error = Reserve(*file, pieces);
+    int error = Prepare(*file, pieces);
     if (error == 0) {
       error = domain_.Write(*file, pieces, payload);
     }
@@ -63,6 +63,22 @@ DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<con
     return {.outcome = OutcomeOf(error), .file = nullptr};
   }
   return {.outcome = kDone, .file = std::move(file)};
+}
+
+// Storage first: a frame that is refused needs no undo.
+int DataApplier::Prepare(BackingFile& file, std::span<const ApplyPiece> pieces) {
+  int error = Reserve(file, pieces);
+  if (undo_ == nullptr) {
+    return error;
+  }
+  if (error == ENOSPC) {  // a resync that cannot go on for the sake of its undo would be no use
+    bool made = false;
+    if (const int refused = undo_->MakeRoom(made); refused != 0 || !made) {
+      return refused != 0 ? refused : error;
+    }
+    error = Reserve(file, pieces);
+  }
+  return error != 0 ? error : undo_->BeforeWrite(file, pieces);
 }
 
 int DataApplier::Reserve(BackingFile& file, std::span<const ApplyPiece> pieces) {

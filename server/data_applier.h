@@ -18,13 +18,15 @@
 #include "server/file_table.h"
 #include "server/outcome.h"
 #include "server/persistence.h"
+#include "server/undo_log.h"
 
 namespace pmirror::server {
 
 class DataApplier {
  public:
-  // Both must outlive the applier.
-  DataApplier(FileTable& files, PersistenceDomain& domain) : files_(files), domain_(domain) {}
+  // All must outlive the applier. `undo`: takes the bytes that are about to change; null: nobody does.
+  DataApplier(FileTable& files, PersistenceDomain& domain, UndoLog* undo = nullptr)
+      : files_(files), domain_(domain), undo_(undo) {}
 
   enum class Wait { kNo, kForOperation };
   struct Applied {
@@ -39,10 +41,12 @@ class DataApplier {
                 std::span<const std::byte> payload, uint64_t applied_operation);
 
  private:
+  int Prepare(BackingFile& file, std::span<const ApplyPiece> pieces);
   int Reserve(BackingFile& file, std::span<const ApplyPiece> pieces);
 
   FileTable& files_;
   PersistenceDomain& domain_;
+  UndoLog* const undo_;
 };
 
 }  // namespace pmirror::server

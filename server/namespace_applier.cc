@@ -171,7 +171,10 @@ int NamespaceApplier::Unlink(const NamespaceOp& op) {
   if ((op.flags & kOpOrphaned) != 0) {
     return Errno(::renameat(parent, op.name.c_str(), index_.orphans(), OrphanName(op.target).c_str()));
   }
-  error = Errno(::unlinkat(parent, op.name.c_str(), 0));
+  error = entry.links == 1 ? Keep(parent, op.name.c_str(), entry) : 0;
+  if (error == 0) {
+    error = Errno(::unlinkat(parent, op.name.c_str(), 0));
+  }
   if (error == 0 && entry.links == 1) {
     Forget(op.target);
   }
@@ -225,8 +228,12 @@ int NamespaceApplier::Rename(const NamespaceOp& op) {
       errno != EEXIST) {
     return errno;
   }
-  error = Errno(::renameat(from, op.name.c_str(), to, op.new_name.c_str()));
-  if (error == 0 && target.exists && !keep && (target.links == 1 || S_ISDIR(target.mode))) {
+  const bool last = target.exists && !keep && (target.links == 1 || S_ISDIR(target.mode));
+  error = last ? Keep(to, op.new_name.c_str(), target) : 0;
+  if (error == 0) {
+    error = Errno(::renameat(from, op.name.c_str(), to, op.new_name.c_str()));
+  }
+  if (error == 0 && last) {
     Forget(op.replaced);
   }
   return error;
@@ -253,8 +260,12 @@ int NamespaceApplier::ForgetOrphan(const NamespaceOp& op) {
   if (entry.error != 0 || !entry.exists) {
     return entry.error;
   }
-  const int error = Errno(::unlinkat(index_.orphans(), name.c_str(), S_ISDIR(entry.mode) ? AT_REMOVEDIR : 0));
-  if (error == 0 && (entry.links == 1 || S_ISDIR(entry.mode))) {
+  const bool last = entry.links == 1 || S_ISDIR(entry.mode);
+  int error = last ? Keep(index_.orphans(), name.c_str(), entry) : 0;
+  if (error == 0) {
+    error = Errno(::unlinkat(index_.orphans(), name.c_str(), S_ISDIR(entry.mode) ? AT_REMOVEDIR : 0));
+  }
+  if (error == 0 && last) {
     Forget(op.target);
   }
   return error;
@@ -312,7 +323,10 @@ int NamespaceApplier::ChangeSize(const NamespaceOp& op, uint64_t number, std::sh
   }
   const int fd = file->fd->get();
   const auto offset = static_cast<off_t>(op.extent.offset);
-  int error = 0;
+  int error = undo_ != nullptr ? undo_->BeforeSizeChange(*file, op) : 0;
+  if (error != 0) {
+    return error;
+  }
   do {
     error = op.kind == OpKind::kTruncate ? Errno(::ftruncate(fd, offset))
                                          : Errno(::fallocate(fd, static_cast<int>(op.flags), offset,
@@ -359,14 +373,24 @@ NamespaceApplier::Entry NamespaceApplier::LookUp(int directory, const char* name
           .exists = true,
           .id = id.value(),
           .mode = info.st_mode,
-          .links = info.st_nlink,
+          .links = info.st_nlink - (info.st_nlink > 1 && undo_ != nullptr && S_ISREG(info.st_mode) &&
+                                            undo_->Keeps(id.value(), info.st_ino)
+                                        ? 1
+                                        : 0),
           .size = static_cast<uint64_t>(info.st_size)};
+}
+
+int NamespaceApplier::Keep(int directory, const char* name, const Entry& entry) {
+  return undo_ != nullptr && S_ISREG(entry.mode) ? undo_->BeforeLoss(directory, name, entry.id) : 0;
 }
 
 void NamespaceApplier::Forget(FileId id) {
   directories_.erase(Raw(id));
   index_.Erase(id);
   files_.Remove(id);
+  if (undo_ != nullptr) {
+    undo_->Lost(id);  // behind the last writer
+  }
 }
 
 }  // namespace pmirror::server

@@ -20,14 +20,15 @@
 #include "server/file_table.h"
 #include "server/outcome.h"
 #include "server/persistence.h"
+#include "server/undo_log.h"
 
 namespace pmirror::server {
 
 class NamespaceApplier {
  public:
-  // All must outlive the applier.
-  NamespaceApplier(BackingIndex& index, FileTable& files, PersistenceDomain& domain)
-      : index_(index), files_(files), domain_(domain) {}
+  // All must outlive the applier. `undo`: what is about to go is told to it; null: nobody.
+  NamespaceApplier(BackingIndex& index, FileTable& files, PersistenceDomain& domain, UndoLog* undo = nullptr)
+      : index_(index), files_(files), domain_(domain), undo_(undo) {}
 
   struct Applied {
     Outcome outcome;
@@ -43,7 +44,7 @@ class NamespaceApplier {
     bool exists = false;
     FileId id = FileId::kNone;
     uint32_t mode = 0;
-    uint64_t links = 0;
+    uint64_t links = 0;  // without one among the undo log's kept
     uint64_t size = 0;
   };
 
@@ -64,12 +65,15 @@ class NamespaceApplier {
   // Valid until the next call but one.
   int Directory(FileId id, int& error);
   Entry LookUp(int directory, const char* name) const;
+  // The last name of the object is about to go. Returns 0 or an errno: then it must not.
+  int Keep(int directory, const char* name, const Entry& entry);
   // The last name of the object is gone.
   void Forget(FileId id);
 
   BackingIndex& index_;
   FileTable& files_;
   PersistenceDomain& domain_;
+  UndoLog* const undo_;
   static constexpr size_t kMaxDirectories = 64;
   std::unordered_map<uint64_t, UniqueFd> directories_;
   uint64_t last_directory_ = 0;  // asked for last: not the one to close

@@ -43,9 +43,6 @@ namespace pmirror::server {
 
 using recovery::VolumeRecord;
 
-constexpr char kOperationXattr[] =
-    "trusted.pmirror.operation";  // two u64, little-endian: mount number, operation
-
 class ReplicaVolume {
  public:
   struct Options {

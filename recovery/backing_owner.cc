@@ -3,9 +3,12 @@
 #include "recovery/backing_owner.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <climits>
+#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "recovery/volume_record.h"
@@ -15,6 +18,7 @@ namespace pmirror::recovery {
 namespace {
 
 constexpr char kOwnerFile[] = "volume";
+constexpr char kRecordLink[] = "record";
 
 }  // namespace
 
@@ -42,6 +46,41 @@ absl::Status ClaimBackingDirectory(int own_directory, const Uuid& volume, const 
     return absl::ErrnoToStatus(errno, absl::StrCat("write ", path, "/.pmirror/", kOwnerFile));
   }
   return absl::OkStatus();
+}
+
+absl::Status LockBackingDirectory(int own_directory, const std::string& path) {
+  if (::flock(own_directory, LOCK_EX | LOCK_NB) == 0) {
+    return absl::OkStatus();
+  }
+  return errno == EWOULDBLOCK
+             ? absl::AlreadyExistsError(absl::StrCat("another pmirrord serves backing directory ", path))
+             : absl::ErrnoToStatus(errno, absl::StrCat("lock ", path, "/.pmirror"));
+}
+
+absl::Status NameCopyRecord(int own_directory, const std::string& record, const std::string& path) {
+  const std::string target = std::filesystem::absolute(record).lexically_normal().string();
+  const absl::StatusOr<std::string> found = FindCopyRecord(own_directory, path);
+  if (!found.ok() || *found == target) {
+    return found.status();
+  }
+  const std::string temporary = absl::StrCat(kRecordLink, ".new");
+  if ((::unlinkat(own_directory, temporary.c_str(), 0) != 0 && errno != ENOENT) ||
+      ::symlinkat(target.c_str(), own_directory, temporary.c_str()) != 0 ||
+      ::renameat(own_directory, temporary.c_str(), own_directory, kRecordLink) != 0 ||
+      ::fsync(own_directory) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("make ", path, "/.pmirror/", kRecordLink));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> FindCopyRecord(int own_directory, const std::string& path) {
+  std::string target(PATH_MAX, '\0');
+  const ssize_t length = ::readlinkat(own_directory, kRecordLink, target.data(), target.size());
+  if (length < 0 && errno != ENOENT) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("read ", path, "/.pmirror/", kRecordLink));
+  }
+  target.resize(length < 0 ? 0 : static_cast<size_t>(length));
+  return target;
 }
 
 }  // namespace pmirror::recovery

@@ -24,6 +24,10 @@ struct VolumeRecord {
   uint64_t operation = 0;     // highest operation of that mount that was durable when the record was written
   bool clean = true;          // the primary left cleanly and everything was durable
   bool resyncing = false;     // the files are a mixture, on their way from one consistency point to another
+  // While resyncing: id of the undo log that leads back to the last consistency point; 0: there is no way back.
+  uint64_t undo = 0;
+  // The copy was taken back there: only a resync may follow, whatever the other fields say.
+  bool rolled_back = false;
   std::string
       boot;  // of the machine when it was written: after a restart of it, what was not durable may be gone
   friend bool operator==(const VolumeRecord&, const VolumeRecord&) = default;

@@ -63,7 +63,7 @@ absl::Status ReplicaVolume::LoadRecord() {
                                                       recovery::UuidText(options_.uuid)));
   }
   epoch_ = Raw(record_.epoch);
-  restarted_in_use_ = !record_.clean && record_.boot != recovery::BootId();
+  restarted_in_use_ = record_.rolled_back || (!record_.clean && record_.boot != recovery::BootId());
   return absl::OkStatus();
 }
 
@@ -73,15 +73,26 @@ absl::Status ReplicaVolume::OpenBacking() {
     return index.status();
   }
   index_ = *std::move(index);
+  if (absl::Status status = recovery::LockBackingDirectory(index_->own_directory(), options_.backing);
+      !status.ok()) {
+    return status;
+  }
   if (absl::Status status =
           recovery::ClaimBackingDirectory(index_->own_directory(), options_.uuid, options_.backing);
       !status.ok()) {
     return status;
   }
+  if (absl::Status status = recovery::NameCopyRecord(index_->own_directory(), record_path_, options_.backing);
+      !status.ok()) {
+    return status;
+  }
   domain_ = PersistenceDomain::Create(options_.domain, index_->root());
   files_ = std::make_unique<FileTable>(*index_, *domain_);
-  data_ = std::make_unique<DataApplier>(*files_, *domain_);
-  tree_ = std::make_unique<NamespaceApplier>(*index_, *files_, *domain_);
+  undo_ = std::make_unique<UndoLog>(
+      *index_, UndoLog::Options{
+                   .volume = options_.name, .backing = options_.backing, .reserve = options_.undo_reserve});
+  data_ = std::make_unique<DataApplier>(*files_, *domain_, undo_.get());
+  tree_ = std::make_unique<NamespaceApplier>(*index_, *files_, *domain_, undo_.get());
   mount_number_ = record_.mount_number;
   std::array<uint64_t, 2> mark{};
   const ssize_t length = ::fgetxattr(index_->own_directory(), kOperationXattr, mark.data(), sizeof mark);
@@ -99,7 +110,7 @@ absl::Status ReplicaVolume::OpenBacking() {
       return absl::ErrnoToStatus(error, absl::StrCat("make durable what ", options_.backing, " holds"));
     }
   }
-  return absl::OkStatus();
+  return ContinueUndo();
 }
 
 absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const SessionRequest& request) {
@@ -150,6 +161,11 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
     return absl::FailedPreconditionError(
         absl::StrCat("a resync of this replica of ", options_.name,
                      " has begun and not ended: it has to be repeated first"));
+  }
+  if (record_.rolled_back) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this replica of ", options_.name,
+                     " was taken back to its last consistency point: a resync comes first"));
   }
   if (!new_mount && restarted_in_use_) {
     return absl::FailedPreconditionError(
@@ -254,7 +270,7 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
         absl::StrCat("the primary leaves ", options_.name, " after operation ", departure.operation,
                      ", this replica has applied ", applied_operation(), "; repeat what is missing first"));
   }
-  if (record_.resyncing) {
+  if (record_.resyncing || record_.rolled_back) {
     return absl::FailedPreconditionError(
         absl::StrCat("a resync of this replica of ", options_.name, " has not ended"));
   }
@@ -303,6 +319,7 @@ ReplicaVolume::State ReplicaVolume::state() const {
   state.objects = index_->size();
   state.objects_without_id = index_->without_id_count();
   state.empty = state.objects + state.objects_without_id == 0;
+  FillPromotable(state);
   for (const std::shared_ptr<Session>& session : sessions_.All()) {
     state.sessions.push_back({session->identity, session->connected(), Deadline::Now() - session->heard()});
   }

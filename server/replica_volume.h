@@ -38,6 +38,7 @@
 #include "server/outcome.h"
 #include "server/persistence.h"
 #include "server/session_table.h"
+#include "server/undo_log.h"
 
 namespace pmirror::server {
 
@@ -57,6 +58,7 @@ class ReplicaVolume {
     // end.
     std::chrono::nanoseconds operation_wait = std::chrono::seconds(1);
     std::chrono::nanoseconds handover_wait = std::chrono::seconds(10);
+    unsigned undo_reserve = 5;  // per cent of the file system that an undo log leaves free
   };
 
   // Walks the backing directory. kDataLoss: the record is damaged; others as BackingIndex::Build. Nothing was
@@ -131,6 +133,9 @@ class ReplicaVolume {
     // gone.
     bool restarted_in_use = false;
     std::string refusal;  // not empty: the copy cannot be used, why and what to do
+    // There is a legal image to be promoted from: what the files show, or, while a resync runs, what the undo log leads back to.
+    bool promotable = false;
+    std::string image;  // which one, or why there is none
     Domain domain = Domain::kFile;
     size_t objects = 0;
     size_t objects_without_id = 0;
@@ -192,6 +197,10 @@ class ReplicaVolume {
   absl::Status Adopt(const SessionRequest& request);
   absl::Status StoreRecord(const VolumeRecord& record);
   std::string Refusal() const;
+  absl::Status ContinueUndo();
+  absl::Status BeginUndo();
+  void FillPromotable(State& state) const;
+  NamespaceApplier::Applied ChangeTree(const NamespaceOp& op, uint64_t number);
 
   Outcome ApplyData(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                     std::span<const std::byte> payload);
@@ -205,6 +214,7 @@ class ReplicaVolume {
   std::unique_ptr<BackingIndex> index_;
   std::unique_ptr<PersistenceDomain> domain_;
   std::unique_ptr<FileTable> files_;
+  std::unique_ptr<UndoLog> undo_;
   std::unique_ptr<DataApplier> data_;
   std::unique_ptr<NamespaceApplier> tree_;  // guarded by namespace_mutex_
   SessionTable sessions_;

@@ -87,7 +87,7 @@ Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& heade
     if (number != applied_operation() + 1) {
       return pmirror::server::Refusal{RefusalCode::kBlocked};
     }
-    NamespaceApplier::Applied applied = tree_->Apply(op.value(), number);
+    NamespaceApplier::Applied applied = ChangeTree(op.value(), number);
     if (!applied.outcome) {
       applied.outcome = OutcomeOf(MarkOperation(mount_number_, number));
     }
@@ -108,6 +108,18 @@ Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& heade
   const std::lock_guard lock(applied_mutex_);
   applied_changed_.notify_all();
   return kDone;
+}
+
+// Under namespace_mutex_.
+NamespaceApplier::Applied ReplicaVolume::ChangeTree(const NamespaceOp& op, uint64_t number) {
+  NamespaceApplier::Applied applied = tree_->Apply(op, number);
+  if (applied.outcome && applied.outcome->code == RefusalCode::kNoSpace) {
+    bool made = false;  // by giving up the undo log: as DataApplier
+    if (undo_->MakeRoom(made) == 0 && made) {
+      applied = tree_->Apply(op, number);
+    }
+  }
+  return applied;
 }
 
 Outcome ReplicaVolume::Grant(const FrameHeader& header) {

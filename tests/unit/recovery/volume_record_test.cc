@@ -25,6 +25,8 @@ VolumeRecord Sample() {
   record.mount_number = 9;
   record.operation = 123456789;
   record.clean = false;
+  record.undo = 4711;
+  record.rolled_back = true;
   record.boot = BootId();
   return record;
 }

@@ -81,19 +81,20 @@ inline uint64_t IdOf(const std::string& path) {
   return ::lgetxattr(path.c_str(), "trusted.pmirror.id", &id, sizeof id) == sizeof id ? id : 0;
 }
 
-// One line an object: path, type and mode, owner, links, id, size or target.
+// One line an object, also of orphans: path, type and mode, owner, links, id, size or target.
 inline std::vector<std::string> Snapshot(const std::string& root) {
   std::vector<std::string> lines;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
     struct stat info {};
-    if (::lstat(entry.path().c_str(), &info) != 0 || entry.path().filename() == ".pmirror" ||
-        entry.path().filename() == "volume") {
+    const std::string path = entry.path().string().substr(root.size());
+    const bool own = path.starts_with("/.pmirror") && !path.starts_with("/.pmirror/orphans");
+    if (::lstat(entry.path().c_str(), &info) != 0 || own) {
       continue;
     }
     std::ostringstream line;
-    line << entry.path().string().substr(root.size()) << ' ' << std::oct << info.st_mode << std::dec << ' '
-         << info.st_uid << ':' << info.st_gid << " links " << (S_ISDIR(info.st_mode) ? 0 : info.st_nlink)
-         << " id " << IdOf(entry.path()) << " size " << (S_ISREG(info.st_mode) ? info.st_size : 0);
+    line << path << ' ' << std::oct << info.st_mode << std::dec << ' ' << info.st_uid << ':' << info.st_gid
+         << " links " << (S_ISDIR(info.st_mode) ? 0 : info.st_nlink) << " id " << IdOf(entry.path())
+         << " size " << (S_ISREG(info.st_mode) ? info.st_size : 0);
     if (S_ISLNK(info.st_mode)) {
       line << " -> " << std::filesystem::read_symlink(entry.path()).string();
     }

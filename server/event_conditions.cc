@@ -36,6 +36,7 @@ constexpr RepeatedRule kRepeated[] = {
     {"session_refused", {"volume", "node"}},
     {"storage_failed", {"volume", "errno"}},
     {"sync_failed", {"volume", "reason"}},
+    {"undo_log_not_removed", {"volume"}},
 };
 
 struct PairRule {

@@ -28,6 +28,15 @@ constexpr uint64_t kMostAtOnce = uint64_t{4} << 20;  // bytes of one append
 
 absl::Status Failed(const std::string& what) { return absl::ErrnoToStatus(errno, what); }
 
+// Why there is no log, in words that tell want of room from other failures.
+std::string Reason(const absl::Status& status) {
+  constexpr char kNoRoom[] = "no room for an undo log";
+  const std::string message(status.message());
+  return absl::IsResourceExhausted(status) && !absl::StartsWith(message, kNoRoom)
+             ? absl::StrCat(kNoRoom, ": ", message)
+             : message;
+}
+
 // Removes every name in `directory`.
 absl::Status Empty(int directory, const std::string& path) {
   UniqueFd fd(::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -131,6 +140,11 @@ absl::Status RemoveUndoLog(int own_directory, const std::string& backing, recove
 
 absl::Status UndoLog::Begin(const UndoPoint& point, uint64_t id) {
   const std::unique_lock use(use_mutex_);
+  const absl::Status status = Make(point, id);
+  return status.ok() ? status : absl::Status(status.code(), Reason(status));
+}
+
+absl::Status UndoLog::Make(const UndoPoint& point, uint64_t id) {
   if (absl::Status status = RemoveUndoLog(index_.own_directory(), options_.backing, *options_.storage);
       !status.ok()) {
     return status;
@@ -324,7 +338,7 @@ int UndoLog::SaveOrGiveUp(const BackingFile& file, std::span<const Extent> range
     return 0;
   }
   const absl::Status status = Save(file, ranges);
-  return status.ok() ? 0 : GiveUp(std::string(status.message()));
+  return status.ok() ? 0 : GiveUp(Reason(status));
 }
 
 absl::Status UndoLog::Save(const BackingFile& file, std::span<const Extent> ranges) {
@@ -404,7 +418,7 @@ int UndoLog::BeforeLoss(int directory, const char* name, FileId id) {
     return 0;
   }
   if (::linkat(directory, name, kept_.get(), OrphanName(id).c_str(), 0) != 0 && errno != EEXIST) {
-    return GiveUp(std::string(Failed(absl::StrCat("keep object ", Raw(id))).message()));
+    return GiveUp(Reason(Failed(absl::StrCat("keep object ", Raw(id)))));
   }
   return 0;
 }

@@ -97,6 +97,7 @@ class UndoLog {
     RangeSet saved;
   };
 
+  absl::Status Make(const UndoPoint& point, uint64_t id);
   absl::Status Write(const UndoPoint& point, uint64_t id, const recovery::Inventory& tree);
   void Remember(const recovery::Inventory& tree);
   absl::Status LoadKept();

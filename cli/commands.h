@@ -19,6 +19,7 @@ void AddPing(CLI::App& app, int& exit_code);
 void AddVerify(CLI::App& app, int& exit_code);
 void AddEvents(CLI::App& app, int& exit_code);
 void AddResync(CLI::App& app, int& exit_code);
+void AddSettle(CLI::App& app, int& exit_code);
 void AddSandbox(CLI::App& app, int& exit_code);
 
 }  // namespace pmirror::cli

@@ -28,6 +28,7 @@
 #include "server/peer_watch.h"
 #include "server/replica_view.h"
 #include "server/replica_volume.h"
+#include "server/settle.h"
 
 namespace pmirror::server {
 namespace {
@@ -430,10 +431,20 @@ int Main(int argc, char** argv) {
   bool check = false;
   app.add_flag("--check", check,
                "Check the configuration file, say what is wrong with it, and start nothing");
+  std::string backing;
+  app.add_option("--settle", backing,
+                 "For `pmirror settle`: settle this backing directory, and start nothing");
+  std::string record;
+  app.add_option("--state", record, "With --settle: the record of the copy");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kDone : kWrongUsage;
+  }
+  if (!backing.empty()) {
+    const absl::StatusOr<std::string> settled = Settle(backing, record);
+    fmt::print(settled.ok() ? stdout : stderr, "{}\n", settled.ok() ? *settled : Text(settled.status()));
+    return settled.ok() ? kDone : kFailed;
   }
   const absl::StatusOr<Config> config = LoadConfig(file);
   if (!config.ok()) {

@@ -48,6 +48,8 @@ control::ReplicaState ReplicaVolumeView::CopyState() {
   message.set_persistence_domain(Name(state.domain));
   message.set_resyncing(state.record.resyncing);
   message.set_restarted(state.restarted_in_use);
+  message.set_promotable(state.promotable);
+  message.set_image(state.image);
   return message;
 }
 
@@ -146,7 +148,10 @@ void ReplicaVolumeView::FillStatus(control::VolumeStatus& status) {
     own.set_reason(state.refusal);
   } else if (state.record.resyncing) {
     own.set_state("resyncing");
-    own.set_reason("its files are a mixture until the resync has ended; not promotable");
+    own.set_reason(
+        state.promotable
+            ? fmt::format("its files are a mixture until the resync has ended; promotable to {}", state.image)
+            : state.image);
   } else if (!primary.missing.empty()) {
     own.set_state("disconnected");
     own.set_reason(primary.missing);

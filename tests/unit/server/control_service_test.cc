@@ -83,10 +83,15 @@ class FakePrimary : public PrimaryView {
     send(progress);
     return absl::OkStatus();
   }
+  absl::Status Resync(const std::string& node, bool full) override {
+    resync_calls.emplace_back(node, full);
+    return absl::OkStatus();
+  }
   void SetReachable(const std::string& node, bool reachable) override {
     reachable_calls.emplace_back(node, reachable);
   }
 
+  std::vector<std::pair<std::string, bool>> resync_calls;
   std::vector<std::pair<std::string, bool>> reachable_calls;
 };
 
@@ -105,6 +110,20 @@ class FakeReplica : public ReplicaView {
   absl::Status Leave(const control::LeaveRequest&) override {
     return absl::FailedPreconditionError("lacks operations");
   }
+  absl::StatusOr<control::BeginResyncReply> BeginResync(const control::BeginResyncRequest& request) override {
+    control::BeginResyncReply reply;
+    reply.set_token(request.mount_number() + 1);
+    return reply;
+  }
+  absl::Status ChangeTree(const control::ChangeTreeRequest& request) override {
+    operations += static_cast<size_t>(request.operations_size());
+    return absl::OkStatus();
+  }
+  absl::Status AdoptMount(const control::AdoptMountRequest&) override {
+    return absl::FailedPreconditionError("ended by another");
+  }
+  absl::Status EndResync(const control::EndResyncRequest&) override { return absl::OkStatus(); }
+  size_t operations = 0;
   absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) override {
     recovery::TreeItem item;
     item.path = "a\xff";
@@ -242,9 +261,30 @@ TEST_F(ControlServiceTest, AnErrorOfAViewArrivesWithItsCodeAndSentence) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("lacks operations"));
 }
 
+TEST_F(ControlServiceTest, AResyncIsHandedToTheReplicaStepByStep) {
+  proto::ControlClient client({port_.address()});
+  control::BeginResyncRequest begin;
+  begin.set_volume(std::string(16, '\2'));
+  begin.set_node("n2");
+  begin.set_mount_number(6);
+  const auto begun = client.BeginResync(begin, kTimeout);
+  ASSERT_TRUE(begun.ok()) << begun.status();
+  EXPECT_EQ(begun->token(), 7U);
+  control::ChangeTreeRequest change;
+  change.set_volume(begin.volume());
+  change.add_operations("one");
+  change.add_operations("two");
+  EXPECT_TRUE(client.ChangeTree(change, kTimeout).ok());
+  EXPECT_EQ(replica_.operations, 2U);
+  control::AdoptMountRequest adopt;
+  adopt.set_volume(begin.volume());
+  EXPECT_THAT(std::string(client.AdoptMount(adopt, kTimeout).status().message()),
+              HasSubstr("ended by another"));
+}
+
 TEST_F(ControlServiceTest, RemoteTreeGivesWhatTheReplicaGave) {
   proto::ControlClient client({port_.address()});
-  RemoteTree tree(client, MakeUuid(2), kTimeout);
+  fs::RemoteTree tree(client, MakeUuid(2), kTimeout);
   const absl::StatusOr<recovery::Inventory> inventory = tree.Inventory();
   ASSERT_TRUE(inventory.ok()) << inventory.status();
   ASSERT_EQ(inventory->size(), 2u);
@@ -261,7 +301,7 @@ TEST_F(ControlServiceTest, RemoteTreeGivesWhatTheReplicaGave) {
 
 TEST_F(ControlServiceTest, RemoteTreeGivesTheFullDetailWhenItIsAskedFor) {
   proto::ControlClient client({port_.address()});
-  RemoteTree tree(client, MakeUuid(2), kTimeout, recovery::InventoryDetail::kFull);
+  fs::RemoteTree tree(client, MakeUuid(2), kTimeout, recovery::InventoryDetail::kFull);
   const absl::StatusOr<recovery::Inventory> inventory = tree.Inventory();
   ASSERT_TRUE(inventory.ok()) << inventory.status();
   ASSERT_EQ(inventory->size(), 2u);

@@ -8,6 +8,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <climits>
 #include <cstdio>
 #include <cstring>
 
@@ -30,6 +31,15 @@ Result<FileId> ReadId(decltype(&::getxattr) get, const char* path) {
     return Error{EBADMSG, "read an object's id: malformed"};
   }
   return id;
+}
+
+constexpr int kTriesOfPath = 4;
+
+// The path of an open descriptor, empty when there is none.
+std::string ReadLink(int fd) {
+  char path[PATH_MAX];
+  const ssize_t length = ::readlink(ProcPath(fd).c_str(), path, sizeof(path));
+  return length < 0 ? std::string() : std::string(path, static_cast<size_t>(length));
 }
 
 Error WriteId(int path_fd, FileId id, int flags) {
@@ -86,6 +96,29 @@ Result<UniqueFd> BackingRoot::OpenEntry(int directory, const char* name) const {
     return Error::FromErrno("look up an entry");
   }
   return fd;
+}
+
+// The kernel says by which path a descriptor was opened, renames followed. That is no more than a hint: what counts is what lies there.
+Result<UniqueFd> BackingRoot::FindByDescriptor(int fd) const {
+  for (int attempt = 0; attempt < kTriesOfPath; ++attempt) {  // somebody may rename meanwhile
+    const std::string root = ReadLink(fd_.get()) + "/";
+    const std::string path = ReadLink(fd);
+    if (!path.starts_with(root) || path.starts_with(root + kPrivateDirectory + "/")) {
+      break;
+    }
+    open_how how{};
+    how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
+    how.resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS;
+    UniqueFd found(
+        static_cast<int>(::syscall(SYS_openat2, fd_.get(), path.c_str() + root.size(), &how, sizeof(how))));
+    struct stat there {};
+    struct stat given {};
+    if (found.valid() && ::fstatat(found.get(), "", &there, AT_EMPTY_PATH) == 0 && ::fstat(fd, &given) == 0 &&
+        S_ISREG(there.st_mode) && there.st_dev == given.st_dev && there.st_ino == given.st_ino) {
+      return found;
+    }
+  }
+  return Error{ENOENT, "find a backing file by its descriptor"};
 }
 
 Result<UniqueFd> BackingRoot::Reopen(int path_fd, int flags) const {

@@ -74,6 +74,10 @@ class BackingRoot {
   // Replaces the id of an object that carries another object's (a copy made behind pmirror's back).
   Error ReplaceId(int path_fd, FileId id) const;
 
+  // An O_PATH descriptor of the file that `fd` is open of, found again by its name in this tree. ENOENT: it has none here (any more), or one of
+  // several names was removed and it is that by which it was opened.
+  Result<UniqueFd> FindByDescriptor(int fd) const;
+
   Result<ObjectHandle> HandleOf(int path_fd) const;
   Result<UniqueFd> OpenHandle(ObjectHandle& handle) const;
 

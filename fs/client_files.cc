@@ -38,18 +38,17 @@ bool IdentityOf(int fd, Identity& identity) {
   return true;
 }
 
-// Of a backing file; kNone when it has none.
-FileId StoredId(int fd) {
-  uint64_t raw = 0;
-  return ::fgetxattr(fd, kIdXattr, &raw, sizeof(raw)) == sizeof(raw) ? FileId{le64toh(raw)} : FileId::kNone;
-}
-
 uint64_t SizeOf(int fd) {
   struct stat info {};
   return ::fstat(fd, &info) == 0 ? static_cast<uint64_t>(info.st_size) : 0;
 }
 
 }  // namespace
+
+FileId StoredId(int fd) {
+  uint64_t raw = 0;
+  return ::fgetxattr(fd, kIdXattr, &raw, sizeof(raw)) == sizeof(raw) ? FileId{le64toh(raw)} : FileId::kNone;
+}
 
 std::optional<ClientRequests::Proof> ClientRequests::ProofOf(const ReceivedRequest& received,
                                                              ClientReply& reply) {
@@ -85,6 +84,7 @@ std::optional<ClientRequests::Proof> ClientRequests::ProofOf(const ReceivedReque
     if (received.request.file == 0 || received.request.file == Raw(id)) {
       proof.key = {received.request.volume, id};
       proof.of_backing = true;
+      proof.backing_fd = fd;
       proof.inode = identity.inode;
     }
   }
@@ -146,8 +146,8 @@ std::shared_ptr<LeasedFile> ClientRequests::LeaseFor(const Process& process, con
   }
   if (fresh) {
     FileSystem& file_system = volumes_[proof.key.volume].volume.file_system();
-    FileSystem::DirectAnswer answer =
-        file_system.AcquireDirect(proof.key.id, proof.writable, Deadline::After(kCloseUnderWay));
+    FileSystem::DirectAnswer answer = file_system.AcquireDirect(
+        proof.key.id, proof.writable, Deadline::After(kCloseUnderWay), proof.backing_fd);
     if (answer.lease.has_value() && answer.lease->file() == nullptr) {
       answer.error = ESTALE;  // removed, and nobody had it open: no replica knows it
     }

@@ -60,7 +60,8 @@ class ClientProcess {
     ProcessSerial serial = ProcessSerial::kNone;
     pid_t pid = 0;
     uid_t uid = 0;
-    std::string command;  // for people
+    std::string command;   // for people
+    bool adopted = false;  // it has not said hello: what is known of it is from /proc
   };
 
   // `pagemap` may be invalid: nothing can be scanned then. `tickets` holds a TicketTable.
@@ -70,6 +71,7 @@ class ClientProcess {
   ProcessSerial serial() const { return identity_.serial; }
   pid_t pid() const { return identity_.pid; }
   uid_t uid() const { return identity_.uid; }
+  bool adopted() const { return identity_.adopted; }
   const std::string& command() const { return identity_.command; }
   std::string name() const { return identity_.command + "[" + std::to_string(identity_.pid) + "]"; }
   int pagemap() const { return pagemap_.get(); }

@@ -21,6 +21,9 @@ namespace {
 constexpr size_t kMaxRefused = 64;   // refused connections that are kept open for a while
 constexpr time_t kReplySeconds = 5;  // a program that takes no reply for so long loses its connection
 
+constexpr int kAdoptedSliceMs =
+    500;  // between looks at the address spaces of programs that have not said hello
+
 }  // namespace
 
 ClientRegistry::ClientRegistry(EventSink& events, size_t max_connections)
@@ -73,6 +76,7 @@ absl::Status ClientRegistry::Start(const std::string& socket_path) {
   stopping_ = false;
   wake_ = std::move(wake);
   listener_.emplace(*std::move(listener));
+  AdoptPrograms();  // nobody is served before
   acceptor_ = std::thread([this] { Accept(); });
   return absl::OkStatus();
 }
@@ -84,6 +88,13 @@ void ClientRegistry::Stop() {
   stopping_ = true;
   ::eventfd_write(wake_.get(), 1);
   acceptor_.join();
+  if (watcher_.joinable()) {
+    ::eventfd_write(adopted_wake_.get(), 1);
+    watcher_.join();
+  }
+  for (const Adopted& adopted : std::exchange(adopted_, {})) {
+    EndProcess(adopted.process);
+  }
   listener_.reset();
   refused_.clear();
   {
@@ -234,6 +245,46 @@ void ClientRegistry::EndProcess(const std::shared_ptr<ClientProcess>& process) {
   for (const Connection& connection : connections_) {
     if (connection.process == process) {
       ::shutdown(connection.socket.get(), SHUT_RDWR);
+    }
+  }
+}
+
+void ClientRegistry::AdoptPrograms() {
+  std::vector<FoundProgram> programs;
+  if (!volumes_.empty()) {
+    programs = FindPrograms([this](dev_t device) {
+      return std::any_of(volumes_.begin(), volumes_.end(), [device](const RegisteredVolume& registered) {
+        return registered.volume.backing_device() == device;
+      });
+    });
+  }
+  for (FoundProgram& program : programs) {
+    const uintptr_t address = program.mappings.front().address;
+    if (auto process = requests_.Adopt(program, ProcessSerial{next_serial_.fetch_add(1)})) {
+      adopted_.push_back({std::move(process), std::move(program.process), address});
+    }
+  }
+  if (!adopted_.empty()) {
+    adopted_wake_.Reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    watcher_ = std::thread([this] { WatchAdopted(); });
+  }
+}
+
+// A program that is over is told by the kernel; one that has called exec, only by its address space, which is asked for now and then.
+void ClientRegistry::WatchAdopted() {
+  while (!adopted_.empty() && !stopping_) {
+    std::vector<pollfd> polls{{.fd = adopted_wake_.get(), .events = POLLIN, .revents = 0}};
+    for (const Adopted& adopted : adopted_) {
+      polls.push_back({.fd = adopted.process_fd.get(), .events = POLLIN, .revents = 0});
+    }
+    ::poll(polls.data(), polls.size(), kAdoptedSliceMs);
+    std::erase_if(adopted_, [](const Adopted& adopted) { return adopted.process->ended(); });
+    for (const Adopted& adopted : adopted_) {
+      pollfd over{.fd = adopted.process_fd.get(), .events = POLLIN, .revents = 0};
+      const int pagemap = adopted.process->pagemap();
+      if (::poll(&over, 1, 0) == 1 || (pagemap >= 0 && !AddressSpaceLives(pagemap, adopted.address))) {
+        EndProcess(adopted.process);
+      }
     }
   }
 }

@@ -83,6 +83,8 @@ class ClientRegistry : public OpenOracle {
   void Hello(Connection& connection, ReceivedRequest& received, ClientReply& reply);
   void MainHello(Connection& connection, ReceivedRequest& received, ClientReply& reply);
   void FillMounts(ClientReply& reply);
+  void AdoptPrograms();
+  void WatchAdopted();
   void EndProcess(const std::shared_ptr<ClientProcess>& process);
   void Log(Severity severity, const char* event, const Connection& connection, const std::string& detail);
 
@@ -96,6 +98,16 @@ class ClientRegistry : public OpenOracle {
   std::optional<LocalListener> listener_;
   UniqueFd wake_;  // eventfd: a connection is done, or all has to stop
   std::thread acceptor_;
+
+  // Programs of an earlier daemon, watched by a thread of their own until none is left.
+  struct Adopted {
+    std::shared_ptr<ClientProcess> process;
+    UniqueFd process_fd;    // readable when it is over
+    uintptr_t address = 0;  // of one of its mappings
+  };
+  std::vector<Adopted> adopted_;  // the watcher's, once it runs
+  UniqueFd adopted_wake_;         // eventfd: all has to stop
+  std::thread watcher_;
 
   // A leaf, like ClientTable's (client_process.h).
   std::mutex mutex_;

@@ -22,7 +22,8 @@ std::string ErrnoText(int error) {
 
 bool IsShort(RequestKind kind) {
   return kind == RequestKind::kOpenBacking || kind == RequestKind::kMapped ||
-         kind == RequestKind::kUnmapped || kind == RequestKind::kCloseBacking;
+         kind == RequestKind::kUnmapped || kind == RequestKind::kCloseBacking ||
+         kind == RequestKind::kRejoined;
 }
 
 }  // namespace
@@ -62,6 +63,8 @@ void ClientRequests::AnswerShort(const Process& process, ReceivedRequest& receiv
       return Mapped(process, received.request, reply, let_go);
     case RequestKind::kUnmapped:
       return Unmapped(process, received.request, reply, let_go);
+    case RequestKind::kRejoined:
+      return Rejoined(process);
     default:
       return CloseBacking(process, received.request, reply, let_go);
   }
@@ -138,7 +141,7 @@ void ClientRequests::Report(const Process& process, const Request& request, Clie
   volumes_[request.volume].volume.Report(process->pid(), kind, file.id, request.value);
 }
 
-bool ClientRequests::End(const Process& process) {
+bool ClientRequests::End(const Process& process, Dirt dirt) {
   Leases let_go;
   const std::lock_guard work(process->work_mutex());
   if (process->ended()) {
@@ -153,14 +156,16 @@ bool ClientRequests::End(const Process& process) {
     mappings = files->mappings.Within(0, UINTPTR_MAX);
     writable = files->Writable();
   }
-  if (std::any_of(mappings.begin(), mappings.end(),
-                  [](const ClientMapping& part) { return part.writable; })) {
+  if (dirt == Dirt::kHeld && std::any_of(mappings.begin(), mappings.end(),
+                                         [](const ClientMapping& part) { return part.writable; })) {
     events_.Report(Severity::kInfo, "program_ended_mapped",
                    {{"process", process->name()}, {"mappings", std::to_string(mappings.size())}});
   }
-  HoldWritable(mappings);
-  for (const auto& [key, file] : writable) {
-    HoldTickets(*process, key, *file);
+  if (dirt == Dirt::kHeld) {
+    HoldWritable(mappings);
+    for (const auto& [key, file] : writable) {
+      HoldTickets(*process, key, *file);
+    }
   }
   RemoveMappings(process, 0, UINTPTR_MAX, let_go);
   {

@@ -16,6 +16,7 @@
 #include "fs/client_table.h"
 #include "fs/event_sink.h"
 #include "fs/local_record.h"
+#include "fs/program_search.h"
 #include "fs/registered_volume.h"
 
 namespace pmirror::fs {
@@ -30,6 +31,9 @@ struct ClientReply {
 
 // The index in a hello reply is the index here. A deque: what was added does not move.
 using RegisteredVolumes = std::deque<RegisteredVolume>;
+
+// Of a backing file; kNone when it has none.
+FileId StoredId(int fd);
 
 // How long a request may take, from now.
 Deadline WaitOf(const local::Request& request);
@@ -57,13 +61,19 @@ class ClientRequests {
 
   // The process is over, or its link to the daemon: what it may have stored and not brought over goes to the volumes, then it is taken from the table,
   // its sessions are ended and its leases dropped. True for the first call; a second one returns when the first is through.
-  bool End(const std::shared_ptr<ClientProcess>& process);
+  bool End(const std::shared_ptr<ClientProcess>& process) { return End(process, Dirt::kHeld); }
+
+  // A program of an earlier daemon that was found: until it says kRejoined, or ends, it counts with what it has mapped. Null when nothing of it
+  // is of these volumes. Before programs are served.
+  std::shared_ptr<ClientProcess> Adopt(FoundProgram& found, ProcessSerial serial);
 
  private:
+  enum class Dirt { kHeld, kKnownElsewhere };  // what a process leaves
   using Process = std::shared_ptr<ClientProcess>;
   using Leases = std::vector<std::shared_ptr<LeasedFile>>;  // let go of; dropped when no lock is held
 
   // client_requests.cc
+  bool End(const Process& process, Dirt dirt);
   void AnswerShort(const Process& process, ReceivedRequest& received, ClientReply& reply);
   void AnswerLong(const Process& process, const local::Request& request, ClientReply& reply);
   void SyncOthers(const Process& process, const local::Request& request, ClientReply& reply);
@@ -79,7 +89,8 @@ class ClientRequests {
     FileKey key;
     bool writable = false;
     bool of_backing = false;  // the descriptor is of the backing file itself,
-    ino_t inode = 0;          // which has this number
+    ino_t inode = 0;          // which has this number,
+    int backing_fd = -1;      // and is the request's
   };
   std::optional<Proof> ProofOf(const ReceivedRequest& received, ClientReply& reply);
   std::shared_ptr<LeasedFile> LeaseFor(const Process& process, const Proof& proof, ClientReply& reply,
@@ -87,6 +98,10 @@ class ClientRequests {
   void RefuseLease(const Process& process, const FileKey& key, const FileSystem::DirectAnswer& answer,
                    ClientReply& reply);
   void GrantToSessions(const Process& process, const FileKey& key);
+
+  // client_adoption.cc
+  std::shared_ptr<LeasedFile> LeaseFound(const FoundMapping& mapping, FileKey& key, int& error);
+  void Rejoined(const Process& process);
 
   // client_mapping_requests.cc
   void Mapped(const Process& process, const local::Request& request, ClientReply& reply, Leases& let_go);

@@ -13,12 +13,14 @@ uint64_t SyncsOf(const ClientProcess& process, size_t volume) {
   return process.tickets().acknowledged_syncs[volume].load(std::memory_order_relaxed);
 }
 
+pid_t KeyOf(const ClientProcess& process) { return process.adopted() ? -process.pid() : process.pid(); }
+
 }  // namespace
 
 bool ClientTable::Add(const std::shared_ptr<ClientProcess>& process) {
   changes_.fetch_add(1, std::memory_order_seq_cst);
   std::lock_guard lock(mutex_);
-  const bool added = processes_.emplace(process->pid(), process).second;
+  const bool added = processes_.emplace(KeyOf(*process), process).second;
   count_.store(processes_.size(), std::memory_order_release);
   return added;
 }
@@ -26,12 +28,12 @@ bool ClientTable::Add(const std::shared_ptr<ClientProcess>& process) {
 void ClientTable::Remove(const std::shared_ptr<ClientProcess>& process) {
   {
     std::lock_guard lock(mutex_);
-    const auto found = processes_.find(process->pid());
+    const auto found = processes_.find(KeyOf(*process));
     if (found == processes_.end() || found->second != process) {
       return;
     }
     processes_.erase(found);
-    for (size_t volume = 0; volume < retired_syncs_.size(); ++volume) {
+    for (size_t volume = 0; !process->adopted() && volume < retired_syncs_.size(); ++volume) {
       retired_syncs_[volume] += SyncsOf(*process, volume);
     }
     count_.store(processes_.size(), std::memory_order_release);
@@ -58,15 +60,17 @@ std::vector<std::shared_ptr<ClientProcess>> ClientTable::All() const {
 uint64_t ClientTable::AcknowledgedSyncs(size_t volume) const {
   std::lock_guard lock(mutex_);
   uint64_t sum = retired_syncs_.at(volume);
-  for (const auto& [pid, process] : processes_) {
-    sum += SyncsOf(*process, volume);
+  for (const auto& [key, process] : processes_) {
+    sum += process->adopted() ? 0 : SyncsOf(*process, volume);
   }
   return sum;
 }
 
 bool ClientTable::IsAnnounced(pid_t tgid) const {
-  const std::shared_ptr<ClientProcess> process = Find(tgid);
-  return process != nullptr && !process->ended();
+  const auto serves = [](const std::shared_ptr<ClientProcess>& process) {
+    return process != nullptr && !process->ended();
+  };
+  return serves(Find(tgid)) || serves(FindAdopted(tgid));
 }
 
 }  // namespace pmirror::fs

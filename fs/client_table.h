@@ -26,6 +26,8 @@ class ClientTable : public OpenOracle {
 
   // Null when there is none.
   std::shared_ptr<ClientProcess> Find(pid_t pid) const;
+  // The same among those that have not said hello; a pid may be of one that has, too.
+  std::shared_ptr<ClientProcess> FindAdopted(pid_t pid) const { return Find(-pid); }
   std::vector<std::shared_ptr<ClientProcess>> All() const;
   // Grows before each Add and after each Remove.
   uint64_t changes() const { return changes_.load(std::memory_order_seq_cst); }
@@ -38,9 +40,10 @@ class ClientTable : public OpenOracle {
 
  private:
   mutable std::mutex mutex_;
-  std::map<pid_t, std::shared_ptr<ClientProcess>> processes_;  // guarded by mutex_
-  std::array<uint64_t, local::kMaxVolumes> retired_syncs_{};   // guarded by mutex_
-  std::atomic<size_t> count_{0};                               // of processes_
+  // By pid, of an adopted one by -pid. Guarded by mutex_.
+  std::map<pid_t, std::shared_ptr<ClientProcess>> processes_;
+  std::array<uint64_t, local::kMaxVolumes> retired_syncs_{};  // guarded by mutex_
+  std::atomic<size_t> count_{0};                              // of processes_
   std::atomic<uint64_t> changes_{0};
 };
 

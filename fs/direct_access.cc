@@ -25,9 +25,34 @@ DirectLease::~DirectLease() {
   file_system_->EndOpen(*inode_);
 }
 
-FileSystem::DirectAnswer FileSystem::AcquireDirect(FileId id, bool writable, Deadline deadline) {
+// A program that an earlier daemon gave the file has it mapped, and nobody has looked it up since. Null when it has no name in the tree any more:
+// what was open without a name has left the replicas with the mount that knew of it.
+std::shared_ptr<Inode> FileSystem::Recall(FileId id, int backing_fd) {
+  Result<UniqueFd> named = root_.FindByDescriptor(backing_fd);
+  if (!named.ok()) {
+    return nullptr;
+  }
+  Result<FileId> stored = root_.GetId(named.value().get());
+  struct stat info {};
+  if (!stored.ok() || stored.value() != id || ::fstatat(named.value().get(), "", &info, AT_EMPTY_PATH) != 0) {
+    return nullptr;
+  }
+  Result<std::shared_ptr<Inode>> inode = inodes_.Obtain(id, info, named.value());
+  if (!inode.ok()) {
+    return nullptr;
+  }
+  inodes_.Forget(id, 1);  // the kernel has not looked it up
+  // Unlinked before it was known here: then nothing has made an orphan of it.
+  return ::fstat(backing_fd, &info) == 0 && info.st_nlink > 0 ? inode.value() : nullptr;
+}
+
+FileSystem::DirectAnswer FileSystem::AcquireDirect(FileId id, bool writable, Deadline deadline,
+                                                   int backing_fd) {
   DirectAnswer answer;
   std::shared_ptr<Inode> inode = inodes_.Find(id);
+  if (inode == nullptr && backing_fd >= 0) {
+    inode = Recall(id, backing_fd);
+  }
   if (inode == nullptr || inode->type() != S_IFREG) {
     answer.error = inode == nullptr ? ESTALE : EINVAL;
     return answer;

@@ -179,8 +179,9 @@ class FileSystem {
     pid_t holder =
         0;  // with EBUSY: a process that has a plain handle; 0 when the kernel opened it for itself
   };
-  // Waits until `deadline` for plain handles to go away. `writable`: the descriptor is O_RDWR.
-  DirectAnswer AcquireDirect(FileId id, bool writable, Deadline deadline);
+  // Waits until `deadline` for plain handles to go away. `writable`: the descriptor is O_RDWR. `backing_fd`: a descriptor of the
+  // backing file (-1: none), by which it is found when nobody has looked it up in this mount.
+  DirectAnswer AcquireDirect(FileId id, bool writable, Deadline deadline, int backing_fd = -1);
   // 0 when no plain handle of the file is open, at once or until the deadline; else EBUSY. Takes nothing.
   int AwaitPlainClosed(FileId id, Deadline deadline);
   // The file's data was changed by the daemon itself (a repair): what the kernel has cached of it goes.
@@ -214,6 +215,7 @@ class FileSystem {
   Result<FileId> IdOf(int path_fd, FileId parent, const char* name);
   Result<FileId> Adopt(int path_fd, FileId parent, const char* name);
   Result<Entry> Remember(UniqueFd path_fd, FileId parent, const char* name);
+  std::shared_ptr<Inode> Recall(FileId id, int backing_fd);
   Result<struct stat> AttributesOf(FileId id, int path_fd) const;
 
   // tree_operations.cc

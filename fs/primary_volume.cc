@@ -171,7 +171,8 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
                                .deadline_ns = static_cast<uint64_t>(options_.deadline.count()),
                                .suspend_ns = static_cast<uint64_t>(options_.suspend.count()),
                                .domain = options_.domain,
-                               .tracking = tracking});
+                               .tracking = tracking,
+                               .unproven = !history_.clean && !history_.empty});
   if (!page.ok()) {
     return page.status();
   }

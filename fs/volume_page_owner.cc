@@ -34,6 +34,7 @@ absl::StatusOr<std::unique_ptr<VolumePageOwner>> VolumePageOwner::Create(const S
   fields.suspend_ns = settings.suspend_ns;
   fields.domain = static_cast<uint32_t>(settings.domain);
   fields.tracking = static_cast<uint32_t>(settings.tracking);
+  fields.unproven.store(settings.unproven ? (1U << settings.replica_count) - 1 : 0);
   fields.state.store(static_cast<uint32_t>(VolumeState::kServing));
   return std::unique_ptr<VolumePageOwner>(new VolumePageOwner(*std::move(page)));
 }
@@ -47,6 +48,8 @@ void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners) {
   const SetWord old = LoadSet(*page_);
   const SetVersion version{Raw(old.version()) + 1};
   page_->set.store(SetWord::Make(members, joiners, version).raw, std::memory_order_seq_cst);
+  // Who has left comes back proven. After the set, and read before it.
+  page_->unproven.fetch_and(members, std::memory_order_seq_cst);
   WakeAll(page_->set);
 }
 

@@ -24,6 +24,7 @@ class VolumePageOwner {
     uint64_t suspend_ns = 0;
     Domain domain = Domain::kFile;
     Tracking tracking = Tracking::kNone;
+    bool unproven = false;  // no replica's copy can be good before it has been compared
   };
   static absl::StatusOr<std::unique_ptr<VolumePageOwner>> Create(const Settings& settings);
 

@@ -49,6 +49,9 @@ enum class RequestKind : uint32_t {
   // Wait until programs without the library have closed the file, at most `wait_ns`: EBUSY when they have not. Another may open it right
   // after: what counts is the next kOpenBacking.
   kAwaitClose = 10,
+  // This process had another daemon before, and has told this one of every file and mapping: what the daemon knew of it from /proc is not
+  // needed any more. Over the main connection.
+  kRejoined = 11,
 };
 // Milliseconds that mmap waits for programs without the library to close the file, before it fails with EBUSY. Set by `pmirror run --wait`.
 constexpr char kWaitEnvironment[] = "PMIRROR_WAIT_MS";

@@ -62,7 +62,9 @@ struct VolumePage {
   uint64_t suspend_ns;              // kSuspend waits this much longer, then fails
   uint32_t domain;                  // Domain of the local backing directory (persistence.h)
   uint32_t tracking;                // Tracking proven for the backing file system (tracker.h)
-  std::byte padding[4096 - 64];
+  std::atomic<uint32_t>
+      unproven;  // bit a replica: a member whose copy has not been found good in this mount yet
+  std::byte padding[4096 - 68];
   FileSlot slots[kMaxFileSlots];
 };
 static_assert(offsetof(VolumePage, slots) == 4096);

@@ -84,6 +84,49 @@ TEST_F(ClientRequestsTest, TheBackingDescriptorOfAForkedChildIsAProofToo) {
   EXPECT_EQ(client_->OpenBacking(backing, 0, volume_.IdOf("other")).error(), ENODEV);
 }
 
+// A file of the tree that nobody has looked up in this mount, as one that a program has mapped since an earlier one.
+UniqueFd MakeUnknown(const TestVolume& volume, const std::string& path, FileId id) {
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+  const uint64_t raw = Raw(id);
+  EXPECT_EQ(::fsetxattr(fd.get(), kIdXattr, &raw, sizeof(raw), 0), 0) << path << volume.name();
+  return fd;
+}
+
+TEST_F(ClientRequestsTest, P3_ABackingDescriptorOfAnEarlierMountIsAProofAsFarAsItsAccessModeGoes) {
+  constexpr FileId kId{0x7000001};
+  ASSERT_EQ(::mkdir((volume_.backing() + "/folder").c_str(), 0755), 0);
+  const std::string path = volume_.backing() + "/folder/f";
+  const UniqueFd writable = MakeUnknown(volume_, path, kId);
+  files_.push_back(kId);
+  const UniqueFd readable(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Answer reader = client_->OpenBacking(readable.get(), 0, kId);
+  EXPECT_EQ(reader.error(), 0) << reader.text();
+  EXPECT_EQ(reader.reply.writable, 0U);
+  ASSERT_EQ(::rename(path.c_str(), (volume_.backing() + "/moved").c_str()), 0);
+  const Answer writer = client_->OpenBacking(writable.get(), 0, kId);
+  EXPECT_EQ(writer.error(), 0) << writer.text();
+  EXPECT_EQ(writer.reply.writable, 1U);
+  EXPECT_EQ(client_->Mapped(kId, kEightPages).error(), 0);
+  EXPECT_EQ(volume_.WritingMappersOf(kId), 1U);
+}
+
+TEST_F(ClientRequestsTest, P9_ABackingFileThatLostItsNameBetweenTwoMountsIsStale) {
+  constexpr FileId kId{0x7000002};
+  const UniqueFd fd = MakeUnknown(volume_, volume_.backing() + "/f", kId);
+  ASSERT_EQ(::unlink((volume_.backing() + "/f").c_str()), 0);
+  const Answer answer = client_->OpenBacking(fd.get(), 0, kId);
+  EXPECT_EQ(answer.error(), ESTALE) << answer.text();
+}
+
+TEST_F(ClientRequestsTest, AFileBesideTheTreeGivesNoRightWhateverIdItCarries) {
+  constexpr FileId kId{0x7000003};
+  const UniqueFd beside = MakeUnknown(volume_, volume_.backing() + ".beside", kId);
+  EXPECT_EQ(client_->OpenBacking(beside.get(), 0, kId).error(), ESTALE);
+  ASSERT_TRUE(::mkdir((volume_.backing() + "/.pmirror").c_str(), 0700) == 0 || errno == EEXIST);
+  const UniqueFd hidden = MakeUnknown(volume_, volume_.backing() + "/.pmirror/f", FileId{0x7000004});
+  EXPECT_EQ(client_->OpenBacking(hidden.get(), 0, FileId{0x7000004}).error(), ESTALE);
+}
+
 TEST_F(ClientRequestsTest, AFileThatCarriesAnothersIdGivesNoRightToIt) {
   const FileId id = MakeFile("f", 1);
   const UniqueFd impostor(::open(volume_.backing().c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));

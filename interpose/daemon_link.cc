@@ -26,13 +26,58 @@ Error DaemonLink::OpenMain(const char* path, int ticket_table, int pagemap, Answ
   address_.sun_family = AF_UNIX;
   std::memset(address_.sun_path, 0, sizeof(address_.sun_path));
   std::memcpy(address_.sun_path, path, std::strlen(path));
+  starts_.fetch_add(1, std::memory_order_acq_rel);
   PMIRROR_RETURN_IF_ERROR(Connect(main_));
   Prepare(main_, RequestKind::kHello).main = 1;
   const int descriptors[] = {ticket_table, pagemap};
   PMIRROR_RETURN_IF_ERROR(Transact(main_, std::span(descriptors).first(pagemap >= 0 ? 2 : 1),
                                    Deadline::After(kShortWait), answer));
   // One more while we still can: after setuid() or chroot() the socket may be out of reach.
-  return Connect(channels_[0]);
+  Channel& spare = channels_[0];
+  bool idle = false;
+  if (!spare.busy.compare_exchange_strong(idle, true, std::memory_order_acquire)) {
+    return Error::Ok();  // a sync at work sees to it
+  }
+  Drop(spare);
+  const Error connected = Connect(spare);
+  spare.busy.store(false, std::memory_order_release);
+  return connected;
+}
+
+bool DaemonLink::Lives() const {
+  for (;;) {
+    const OwnDescriptors::Handle handle = main_.handle.load(std::memory_order_acquire);
+    const int fd = own_descriptors().Number(handle);
+    if (fd < 0) {
+      return false;
+    }
+    pollfd poll{.fd = fd, .events = POLLRDHUP, .revents = 0};
+    const timespec now{};
+    ::ppoll(&poll, 1, &now, nullptr);
+    // Not in a section, which costs more than all of this: so look whether the number was ours all the time.
+    if (main_.handle.load(std::memory_order_acquire) == handle && own_descriptors().Number(handle) == fd) {
+      return (poll.revents & (POLLHUP | POLLRDHUP | POLLERR | POLLNVAL)) == 0;
+    }
+  }
+}
+
+void DaemonLink::Close() {
+  const SignalGuard guard(main_lock_);
+  Drop(main_);
+}
+
+bool DaemonLink::IsOfLink(const Error& error) {
+  switch (error.code) {
+    case ENOTCONN:
+    case ECONNRESET:
+    case ECONNREFUSED:
+    case EPIPE:
+    case ENOENT:
+    case ESRCH:
+      return true;
+    default:
+      return false;
+  }
 }
 
 Error DaemonLink::Connect(Channel& channel) {
@@ -45,11 +90,15 @@ Error DaemonLink::Connect(Channel& channel) {
   if (handle == 0) {
     return {EMFILE, "connect to the local daemon"};
   }
+  channel.start = starts_.load(std::memory_order_acquire);
   channel.handle.store(handle, std::memory_order_release);
   return Error::Ok();
 }
 
 Error DaemonLink::Hello(Channel& channel, Deadline deadline) {
+  if (channel.start != starts_.load(std::memory_order_acquire)) {
+    Drop(channel);  // it leads to a daemon that is gone
+  }
   if (channel.greeted) {
     return Error::Ok();
   }

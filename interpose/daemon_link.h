@@ -47,6 +47,14 @@ class DaemonLink {
     return accept(answer);
   }
   bool connected() const { return main_.handle.load(std::memory_order_acquire) != 0; }
+  // The main connection stands: the daemon that answered the hello is there. What its volume pages said before
+  // the call was said by a living daemon. One short system call.
+  bool Lives() const;
+  // Ends the main connection, before another Start. Other connections are made anew when they are used next.
+  void Close();
+  // Whether the error is one of the connection, or says that the daemon does not know this process: nothing is
+  // known of what became of the request.
+  static bool IsOfLink(const Error& error);
 
   // A short request on the main connection. `request.kind` and what belongs to it are filled by `fill`;
   // `accept` looks at the answer of a request that succeeded; both run with the lock held and must be short.
@@ -92,6 +100,7 @@ class DaemonLink {
     std::atomic<bool> busy{false};
     std::atomic<OwnDescriptors::Handle> handle{0};
     bool greeted = false;  // hello was said on it
+    uint64_t start = 0;    // starts_ when it was made
     local::Request request;
     local::Reply reply;
   };
@@ -109,6 +118,7 @@ class DaemonLink {
   void Drop(Channel& channel);
 
   FutexMutex main_lock_;
+  std::atomic<uint64_t> starts_{0};  // main connections that were made
   sockaddr_un address_{};
   Channel main_;
   std::array<Channel, kChannels> channels_{};

@@ -55,7 +55,12 @@ void* Map(void* hint, size_t length, int protection, int flags, int fd, off_t of
   }
   if ((flags & MAP_ANONYMOUS) == 0) {
     uint64_t inode = 0;
-    if (Volume* volume = runtime->VolumeOfDescriptor(fd, inode); volume != nullptr) {
+    Volume* volume = runtime->VolumeOfDescriptor(fd, inode);
+    if (volume == nullptr && runtime->volume_count() != 0 && !runtime->link().Lives()) {
+      static_cast<void>(runtime->Relink());  // it may be a file of the mount of another daemon
+      volume = runtime->VolumeOfDescriptor(fd, inode);
+    }
+    if (volume != nullptr) {
       return ErrnoOfFailure()(MapFile(*runtime, *volume, hint, length, protection, flags, fd, offset));
     }
   }

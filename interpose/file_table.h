@@ -29,6 +29,7 @@ struct FileEntry {
   std::atomic<OwnDescriptors::Handle> backing{0};
   std::atomic<OrderPage*> order{nullptr};  // null while only read-only descriptors mapped it
   std::atomic<const FileSlot*> slot{nullptr};
+  std::atomic<int> unserved{0};  // errno for which a new daemon did not take the file over (relink.cc)
 
   FileId file_id() const { return FileId{id.load(std::memory_order_acquire)}; }
 };

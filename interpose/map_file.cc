@@ -295,6 +295,12 @@ void* MapFile(Runtime& runtime, Volume& volume, void* hint, size_t length, int p
   if (const int refused = CheckAccess(fd, protection, flags); refused != 0) {
     return Fail(refused);
   }
+  const Error there = runtime.WithDaemon(volume, FileId::kNone, [&]() -> Error {
+    return runtime.link().Lives() ? Error::Ok() : Error{ENOTCONN, "map a file without a daemon"};
+  });
+  if (!there.ok()) {
+    return Fail(there.code);
+  }
   const Deadline patience = Deadline::After(runtime.close_patience());
   while (true) {
     bool busy = false;
@@ -309,6 +315,7 @@ void* MapFile(Runtime& runtime, Volume& volume, void* hint, size_t length, int p
 void* MapOver(Runtime& runtime, void* address, size_t length, int protection, int flags, int fd,
               off_t offset) {
   const SignalGuard guard(runtime.map_lock());
+  static_cast<void>(runtime.RelinkLocked());
   const uintptr_t start = reinterpret_cast<uintptr_t>(address);
   HandOver(runtime, start, start + PageUp(length), Leaving::kUnmap);
   Forget(runtime, start, start + PageUp(length));

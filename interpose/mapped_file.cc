@@ -128,29 +128,65 @@ uint64_t MappedFile::Size() {
   return entry_.slot.load(std::memory_order_acquire)->size.load(std::memory_order_acquire);
 }
 
+// Ok, or why the daemon does not know of this file what it has to: the attempt is one without a daemon, or, when
+// the file has left the volume, one that no daemon will cure.
+Error MappedFile::Unserved() const {
+  switch (entry_.unserved.load(std::memory_order_acquire)) {
+    case 0:
+      return Error::Ok();
+    case ESTALE:
+      return {ESTALE, "the file has left the volume while no daemon was there to keep it for this program"};
+    default:
+      return {ENOTCONN, "the local daemon does not serve the file"};
+  }
+}
+
+// Whether a sync that has nothing to send may say so without asking a replica: else what an earlier daemon had
+// taken from a program's page table may be on its way only by the comparison of the copies.
+bool MappedFile::NothingInDoubt() {
+  const VolumePage& page = volume().page();
+  return page.unproven.load(std::memory_order_seq_cst) == 0 && MaySucceed(page, LoadSet(page));
+}
+
 Error MappedFile::Capture(std::span<const Extent> extents, LocalPersist* local) {
-  if (extents.empty()) {
-    return local != nullptr ? local->Persist() : Error::Ok();
-  }
+  return runtime_.WithDaemon(volume(), id(), [&] { return CaptureOnce(extents, local); });
+}
+
+Error MappedFile::CaptureOnce(std::span<const Extent> extents, LocalPersist* local) {
+  const SyncGate::Pass pass(runtime_.gate());
+  PMIRROR_RETURN_IF_ERROR(Unserved());
   OrderPage* order = entry_.order.load(std::memory_order_acquire);
-  if (order == nullptr || !volume().ready()) {
+  const bool can_send = order != nullptr && volume().ready();
+  Error result;
+  if (extents.empty() && (!can_send || NothingInDoubt())) {
+    result = local != nullptr ? local->Persist() : Error::Ok();
+  } else if (!can_send) {
     return {EIO, "replicate a file that was mapped for reading only"};
+  } else {
+    const CaptureTarget target{
+        .file = id(), .order = order, .slot = entry_.slot.load(std::memory_order_acquire)};
+    result = volume().Replicate(target, extents, *this, local);
   }
-  const CaptureTarget target{
-      .file = id(), .order = order, .slot = entry_.slot.load(std::memory_order_acquire)};
-  return volume().Replicate(target, extents, *this, local);
+  // Asked last: a set word that a dead daemon has left asks for nobody whom the next one admits.
+  return result.ok() && !runtime_.link().Lives() ? Error{ENOTCONN, "the local daemon is gone"} : result;
 }
 
 bool MappedFile::Alone() { return volume().Alone(); }
 
 bool MappedFile::OthersMayBeDirty() {
+  const SyncGate::Pass pass(runtime_.gate());
   const FileSlot* slot = entry_.slot.load(std::memory_order_acquire);
   return (slot->flags.load(std::memory_order_seq_cst) & (kFileShared | kFileDaemonDirty)) != 0;
 }
 
 Error MappedFile::SyncOthers(Extent range) {
-  const Deadline deadline = WaitDeadline();
-  return runtime_.link().AskLong(
+  return runtime_.WithDaemon(volume(), id(), [&] { return SyncOthersOnce(range, WaitDeadline()); });
+}
+
+Error MappedFile::SyncOthersOnce(Extent range, Deadline deadline) {
+  const SyncGate::Pass pass(runtime_.gate());
+  PMIRROR_RETURN_IF_ERROR(Unserved());
+  const Error asked = runtime_.link().AskLong(
       local::RequestKind::kSyncOthers, deadline,
       [&](local::Request& request) {
         request.volume = volume().index();
@@ -160,6 +196,7 @@ Error MappedFile::SyncOthers(Extent range) {
         request.wait_ns = static_cast<uint64_t>(deadline.Remaining().count());
       },
       [](DaemonLink::Answer&) { return Error::Ok(); });
+  return DaemonLink::IsOfLink(asked) ? Error{ENOTCONN, asked.doing} : asked;
 }
 
 bool MappedFile::FindMapping(uint64_t offset, Mapping& found) const {

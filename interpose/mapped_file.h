@@ -37,6 +37,10 @@ class MappedFile : public SyncedFile, private ByteSource {
   Deadline WaitDeadline() override { return volume().WaitDeadline(); }
 
  private:
+  Error CaptureOnce(std::span<const Extent> extents, LocalPersist* local);
+  Error SyncOthersOnce(Extent range, Deadline deadline);
+  Error Unserved() const;
+  bool NothingInDoubt();
   Result<size_t> Copy(Extent extent, std::span<std::byte> out) override;
   size_t CopyFromMapping(Extent extent, std::byte* out);
   bool FindMapping(uint64_t offset, Mapping& found) const;

@@ -18,8 +18,17 @@
 
 namespace pmirror::interpose {
 
-enum class OwnKind : uint8_t { kNone = 0, kLog, kChannel, kUserfault, kPagemap, kBacking, kSession };
-constexpr size_t kOwnKinds = 7;
+enum class OwnKind : uint8_t {
+  kNone = 0,
+  kLog,
+  kChannel,
+  kUserfault,
+  kPagemap,
+  kTickets,
+  kBacking,
+  kSession
+};
+constexpr size_t kOwnKinds = 8;
 
 class OwnDescriptors {
  public:

@@ -95,7 +95,8 @@ void Runtime::StartInChild() {
   const int saved_errno = errno;
   alive_->store(1, std::memory_order_relaxed);
   maps_.ResetInChild();
-  for (uint32_t i = 0; i < volume_count_; ++i) {
+  gate_.ResetInChild();
+  for (uint32_t i = 0; i < volume_count(); ++i) {
     volumes_[i].ResetInChild();
   }
   if (staging_ != nullptr) {
@@ -131,15 +132,7 @@ void Runtime::RestoreFilesInChild() {
     // have been gone through.
     entry.pins.store((entry.mapped_bytes.load(std::memory_order_relaxed) != 0 ? 1 : 0) + 1,
                      std::memory_order_relaxed);
-    const int descriptors[] = {own_descriptors().Number(entry.backing.load(std::memory_order_relaxed))};
-    // The open backing file itself is the proof of what this process may do with it.
-    const Error opened = link_.Ask(
-        local::RequestKind::kOpenBacking, std::span(descriptors).first(descriptors[0] >= 0 ? 1 : 0),
-        [&](local::Request& request) {
-          request.volume = entry.volume.load(std::memory_order_relaxed);
-          request.file = Raw(entry.file_id());
-        },
-        [](DaemonLink::Answer&) { return Error::Ok(); });
+    const Error opened = ServeFile(i);
     if (!opened.ok()) {
       LogLine(LogLevel::kError)
           .Text("a forked child could not open a file of its parent: ")
@@ -186,6 +179,7 @@ void Runtime::HandOverAll() {
   const int saved_errno = errno;
   {
     const SignalGuard guard(map_lock_);
+    static_cast<void>(RelinkLocked());  // without a daemon there is nobody to hand over to
     HandOver(*this, 0, kEverywhere, Leaving::kStay);
   }
   errno = saved_errno;

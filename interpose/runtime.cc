@@ -162,36 +162,50 @@ Error Runtime::Announce() {
     PMIRROR_RETURN_IF_ERROR(MakeAlivePage());
   }
   OpenTracker();
-  return link_.Start(socket_path_, tickets.get(), own_descriptors().Single(OwnKind::kPagemap),
+  own_descriptors().Adopt(std::move(tickets), OwnKind::kTickets);  // another daemon gets the same table
+  return link_.Start(socket_path_, own_descriptors().Single(OwnKind::kTickets),
+                     own_descriptors().Single(OwnKind::kPagemap),
                      [this](DaemonLink::Answer& answer) { return AcceptMounts(answer); });
 }
 
 Error Runtime::AcceptMounts(DaemonLink::Answer& answer) {
-  if (answer.reply->mount_count > local::kMaxVolumes ||
-      answer.descriptor_count != answer.reply->mount_count) {
+  const uint32_t count = answer.reply->mount_count;
+  if (count > local::kMaxVolumes || answer.descriptor_count != count) {
     return {EPROTO, "hello: a volume page is missing"};
   }
-  for (uint32_t i = 0; i < answer.reply->mount_count; ++i) {
-    if (volumes_[i].attached()) {
-      continue;  // a forked child: the parent's pages are the same memory
+  // Tickets and mappings name a volume by its number: with another configuration this program's are worth nothing.
+  for (uint32_t i = 0; i < volume_count(); ++i) {
+    if (i >= count || answer.reply->mounts[i].volume != volumes_[i].uuid()) {
+      return {EPROTO, "hello: this daemon has other volumes; start the program again"};
     }
-    void* page =
-        kernel::Mmap(nullptr, sizeof(VolumePage), PROT_READ, MAP_SHARED, answer.descriptors[i].get(), 0);
-    if (page == MAP_FAILED) {
-      return Error::FromErrno("map a volume page");
-    }
-    const auto* volume_page = static_cast<const VolumePage*>(page);
-    if (volume_page->magic != kVolumePageMagic || volume_page->version != 1) {
-      return {EPROTO, "hello: a volume page of another version"};
-    }
-    volumes_[i].Attach(link_, i, answer.reply->mounts[i].device, volume_page);
   }
-  volume_count_ = answer.reply->mount_count;
+  for (uint32_t i = 0; i < count; ++i) {
+    PMIRROR_RETURN_IF_ERROR(AcceptMount(i, answer.reply->mounts[i], answer.descriptors[i].get()));
+  }
+  volume_count_.store(count, std::memory_order_release);
+  return Error::Ok();
+}
+
+// The volume's page, or the one that takes its place: in a forked child, and after another daemon's start.
+Error Runtime::AcceptMount(uint32_t index, const local::Mount& mount, int fd) {
+  void* page = kernel::Mmap(nullptr, sizeof(VolumePage), PROT_READ, MAP_SHARED, fd, 0);
+  if (page == MAP_FAILED) {
+    return Error::FromErrno("map a volume page");
+  }
+  const auto* volume_page = static_cast<const VolumePage*>(page);
+  if (volume_page->magic != kVolumePageMagic || volume_page->version != 1) {
+    kernel::Munmap(reinterpret_cast<uintptr_t>(page), sizeof(VolumePage));
+    return {EPROTO, "hello: a volume page of another version"};
+  }
+  if (volumes_[index].attached()) {
+    return volumes_[index].Replace(mount, volume_page);
+  }
+  volumes_[index].Attach(link_, index, mount, volume_page);
   return Error::Ok();
 }
 
 Volume* Runtime::VolumeOfDevice(uint64_t device) {
-  for (uint32_t i = 0; i < volume_count_; ++i) {
+  for (uint32_t i = 0; i < volume_count(); ++i) {
     if (volumes_[i].device() == device) {
       return &volumes_[i];
     }
@@ -202,7 +216,7 @@ Volume* Runtime::VolumeOfDevice(uint64_t device) {
 Volume* Runtime::VolumeOfDescriptor(int fd, uint64_t& inode) {
   struct stat status;
   const int saved_errno = errno;
-  if (volume_count_ == 0 || fd < 0 || ::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+  if (volume_count() == 0 || fd < 0 || ::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
     errno = saved_errno;
     return nullptr;
   }
@@ -238,6 +252,10 @@ void Runtime::Unpin(uint32_t file, bool holding_map_lock) {
       kernel::Munmap(reinterpret_cast<uintptr_t>(order), kPageSize);
     }
     entry.store_maps.store(0, std::memory_order_relaxed);
+    if (const int before = entry.unserved.exchange(0, std::memory_order_relaxed);
+        before != 0 && before != ESTALE) {
+      unserved_.fetch_sub(1, std::memory_order_relaxed);
+    }
     entry.id.store(0, std::memory_order_release);
     const Error told = link_.Ask(local::RequestKind::kCloseBacking, [&](local::Request& request) {
       request.volume = volume;

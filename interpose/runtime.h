@@ -3,7 +3,7 @@
 // tracker. Made by the constructor when a daemon was found; otherwise there is none and every call goes
 // straight to the kernel.
 //
-// Lock order: map_lock, the link's lock, the descriptors' lock, the tickets' lock. None is held across a wait
+// Lock order: map_lock, the gate, the link's lock, the descriptors' lock, the tickets' lock. None is held across a wait
 // for a replica. Never destroyed.
 #pragma once
 
@@ -17,8 +17,10 @@
 #include "interpose/mapping_table.h"
 #include "interpose/own_descriptors.h"
 #include "interpose/signal_lock.h"
+#include "interpose/sync_gate.h"
 #include "interpose/ticket_log.h"
 #include "interpose/volume.h"
+#include "replication/patience.h"
 #include "replication/staging.h"
 #include "replication/tracker.h"
 
@@ -46,7 +48,7 @@ class Runtime {
   // How long mmap waits for programs without the library to close the file.
   std::chrono::milliseconds close_patience() const { return close_patience_; }
   Volume& volume(uint32_t index) { return volumes_[index]; }
-  uint32_t volume_count() const { return volume_count_; }
+  uint32_t volume_count() const { return volume_count_.load(std::memory_order_acquire); }
   // The volume whose mount has this device number, or null.
   Volume* VolumeOfDevice(uint64_t device);
   Volume* VolumeOfDescriptor(int fd, uint64_t& inode);
@@ -57,6 +59,23 @@ class Runtime {
   // A reference that FileTable::Pin took, or the mappings', is given back; the last one frees the entry.
   // Takes the map lock when `holding_map_lock` is false.
   void Unpin(uint32_t file, bool holding_map_lock);
+
+  // --- a daemon that has gone (relink.cc) ---
+  // Around the part of a sync that uses volume pages, order pages, sessions and requests to the daemon.
+  SyncGate& gate() { return gate_; }
+  // What an attempt of a sync returns when it found the daemon gone: nothing is known of its outcome.
+  static bool IsGone(const Error& error) { return error.code == ENOTCONN; }
+  // Makes the attempt, and again as long as it finds the daemon gone: joins the one that has taken its place, or
+  // waits for it as the volume's policy has syncs wait. EIO in the end.
+  template <typename Function>
+  Error WithDaemon(Volume& volume, FileId file, Function&& attempt) {
+    const Error result = attempt();
+    return IsGone(result) ? AwaitDaemon(volume, file, attempt) : result;
+  }
+  // One try, without waiting for a daemon that is not there. Nothing to do is success. The second one: the map
+  // lock is held.
+  Error Relink();
+  Error RelinkLocked();
 
   // Around fork; the child gets a new link, tracker and ticket table before the program runs on. In
   // process.cc.
@@ -71,10 +90,27 @@ class Runtime {
   void TakeBack();
 
  private:
+  // A reference to a callable, which must outlive it.
+  class Attempt {
+   public:
+    template <typename Function>
+    Attempt(Function& function)  // NOLINT(google-explicit-constructor): an argument of AwaitDaemon only
+        : object_(&function), call_([](void* object) { return (*static_cast<Function*>(object))(); }) {}
+    Error operator()() const { return call_(object_); }
+
+   private:
+    void* object_;
+    Error (*call_)(void*);
+  };
+
   Runtime(MappingTable& maps, FileTable& files, TicketLog& tickets)
       : maps_(maps), files_(files), tickets_(tickets) {}
   Error Announce();
   Error AcceptMounts(DaemonLink::Answer& answer);
+  Error AcceptMount(uint32_t index, const local::Mount& mount, int fd);
+  Error AwaitDaemon(Volume& volume, FileId file, Attempt attempt);
+  Error Rejoin();
+  Error ServeFile(uint32_t file);
   Error MakeTicketTable(UniqueFd& memory);
   Error MakeAlivePage();
   void OpenTracker();
@@ -89,7 +125,9 @@ class Runtime {
   TicketLog& tickets_;
   FutexMutex map_lock_;
   DaemonLink link_;
-  uint32_t volume_count_ = 0;
+  SyncGate gate_;
+  std::atomic<uint32_t> unserved_{0};  // files that the daemon may serve later; guarded by the map lock
+  std::atomic<uint32_t> volume_count_{0};
   std::array<Volume, local::kMaxVolumes> volumes_;
   std::unique_ptr<StagingPool> staging_;
   std::atomic<uint32_t>* alive_ = nullptr;  // a page that fork wipes

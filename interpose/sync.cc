@@ -182,6 +182,23 @@ Error SyncFile(Runtime& runtime, Volume& volume, FileId id, Extent range) {
   return result;
 }
 
+namespace {
+
+Error SyncOthersOf(Runtime& runtime, Volume& volume) {
+  const SyncGate::Pass pass(runtime.gate());
+  const Deadline deadline = volume.WaitDeadline();
+  const Error asked = runtime.link().AskLong(
+      local::RequestKind::kSyncVolume, deadline,
+      [&](local::Request& request) {
+        request.volume = volume.index();
+        request.wait_ns = static_cast<uint64_t>(deadline.Remaining().count());
+      },
+      [](DaemonLink::Answer&) { return Error::Ok(); });
+  return DaemonLink::IsOfLink(asked) ? Error{ENOTCONN, asked.doing} : asked;
+}
+
+}  // namespace
+
 Error SyncVolume(Runtime& runtime, Volume& volume) {
   constexpr Extent kAll{0, INT64_MAX & ~(uint64_t{kPageSize} - 1)};
   Error result = Error::Ok();
@@ -194,14 +211,8 @@ Error SyncVolume(Runtime& runtime, Volume& volume) {
     }
   }
   const SyncScope scope;
-  const Deadline deadline = volume.WaitDeadline();
-  const Error others = runtime.link().AskLong(
-      local::RequestKind::kSyncVolume, deadline,
-      [&](local::Request& request) {
-        request.volume = volume.index();
-        request.wait_ns = static_cast<uint64_t>(deadline.Remaining().count());
-      },
-      [](DaemonLink::Answer&) { return Error::Ok(); });
+  const Error others =
+      runtime.WithDaemon(volume, FileId::kNone, [&] { return SyncOthersOf(runtime, volume); });
   return result.ok() ? others : result;
 }
 

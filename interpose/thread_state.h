@@ -19,6 +19,7 @@ constexpr size_t kMaxFlushed = 64;
 
 struct ThreadState {
   uint32_t sync_depth = 0;  // syncs of this thread under way: > 1 in a signal handler that interrupted one
+  uint32_t gate_depth = 0;  // passes of this thread through the gate (sync_gate.h)
   uint32_t inside_pmem =
       0;  // calls of the real libpmem under way: what it calls of itself is already being looked after
   uint32_t flushed_count = 0;

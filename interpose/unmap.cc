@@ -142,6 +142,7 @@ int UnmapRange(Runtime& runtime, uintptr_t address, size_t length) {
     return kernel::Munmap(address, length);  // EINVAL in its own words
   }
   const SignalGuard guard(runtime.map_lock());
+  static_cast<void>(runtime.RelinkLocked());
   HandOver(runtime, address, address + PageUp(length), Leaving::kUnmap);
   Forget(runtime, address, address + PageUp(length));
   return kernel::Munmap(address, length);
@@ -229,6 +230,7 @@ void* Move(Runtime& runtime, const Mapping& mapping, const Remap& remap) {
 
 void* RemapRange(Runtime& runtime, uintptr_t old, size_t old_size, size_t new_size, int flags, void* target) {
   const SignalGuard guard(runtime.map_lock());
+  static_cast<void>(runtime.RelinkLocked());
   const Remap remap{old, PageUp(old_size), PageUp(new_size), flags, target};
   const uintptr_t target_address = reinterpret_cast<uintptr_t>(target);
   if ((flags & MREMAP_FIXED) != 0 && target_address % kPageSize == 0) {  // what lies at the target goes first

@@ -2,8 +2,12 @@
 // Sessions through the daemon, and what is told to it of waits; see volume.h.
 #include "interpose/volume.h"
 
-#include <algorithm>
+#include <sys/mman.h>
 
+#include <algorithm>
+#include <cerrno>
+
+#include "interpose/kernel.h"
 #include "interpose/log.h"
 #include "interpose/own_descriptors.h"
 #include "replication/patience.h"
@@ -41,14 +45,36 @@ Result<Connector::Connection> DaemonConnector::Connect(SessionId session, Sequen
   return connection;
 }
 
-void Volume::Attach(DaemonLink& link, uint32_t index, uint64_t device, const VolumePage* page) {
+void Volume::Attach(DaemonLink& link, uint32_t index, const local::Mount& mount, const VolumePage* page) {
   link_ = &link;
   index_ = index;
-  device_ = device;
+  device_.store(mount.device, std::memory_order_release);
+  uuid_ = mount.volume;
   page_ = page;
   for (uint32_t replica = 0; replica < kMaxReplicas; ++replica) {
     connectors_[replica].Attach(link, index, replica);
   }
+}
+
+Error Volume::Replace(const local::Mount& mount, const VolumePage* page) {
+  if (page->replica_count != page_->replica_count) {
+    kernel::Munmap(reinterpret_cast<uintptr_t>(page), sizeof(VolumePage));
+    return {EPROTO, "join a daemon again: the volume has another number of replicas now"};
+  }
+  // Whoever holds a pointer into it reads the new one from here on.
+  if (kernel::Mremap(const_cast<VolumePage*>(page), sizeof(VolumePage), sizeof(VolumePage),
+                     MREMAP_MAYMOVE | MREMAP_FIXED, const_cast<VolumePage*>(page_)) == MAP_FAILED) {
+    const Error error = Error::FromErrno("put a volume page in the place of another");
+    kernel::Munmap(reinterpret_cast<uintptr_t>(page), sizeof(VolumePage));
+    return error;
+  }
+  device_.store(mount.device, std::memory_order_release);
+  for (DataSession* session : sessions_) {
+    if (session != nullptr) {
+      session->Renew();
+    }
+  }
+  return Error::Ok();
 }
 
 Error Volume::MakeReady(StagingPool& staging) {
@@ -158,7 +184,12 @@ void Volume::Resumed(FileId file) {
   Report(local::ReportKind::kResumed, file, 0);
 }
 
+int Volume::Interrupted(bool) { return link_->Lives() ? 0 : ENOTCONN; }
+
 void Volume::Failed(FileId file, int error) {
+  if (error == ENOTCONN) {
+    return;  // the daemon is gone, and the sync not at its end
+  }
   LogLine(LogLevel::kError)
       .Text("a sync failed: its bytes are not on the replica")
       .Field("file", Raw(file))

@@ -39,9 +39,14 @@ class DaemonConnector : public Connector {
 class Volume : public SyncObserver {
  public:
   // `page` stays mapped for ever.
-  void Attach(DaemonLink& link, uint32_t index, uint64_t device, const VolumePage* page);
+  void Attach(DaemonLink& link, uint32_t index, const local::Mount& mount, const VolumePage* page);
+  // The page of another daemon takes the place of this one, at the same address, and the sessions are new ones.
+  // Requires: no sync is under way (sync_gate.h). Takes over `page`, also on an error, after which nothing has
+  // changed.
+  Error Replace(const local::Mount& mount, const VolumePage* page);
   bool attached() const { return page_ != nullptr; }
-  uint64_t device() const { return device_; }
+  uint64_t device() const { return device_.load(std::memory_order_acquire); }
+  const Uuid& uuid() const { return uuid_; }
   uint32_t index() const { return index_; }
   const VolumePage& page() const { return *page_; }
 
@@ -71,6 +76,7 @@ class Volume : public SyncObserver {
   void Failed(FileId file, int error) override;
   void Refused(size_t replica, int error) override;
   void Recaptured() override;
+  int Interrupted(bool suspended) override;
 
  private:
   void Report(local::ReportKind kind, FileId file, uint64_t value);
@@ -78,7 +84,8 @@ class Volume : public SyncObserver {
 
   DaemonLink* link_ = nullptr;
   uint32_t index_ = 0;
-  uint64_t device_ = 0;
+  std::atomic<uint64_t> device_{0};
+  Uuid uuid_{};
   const VolumePage* page_ = nullptr;
   std::array<DaemonConnector, kMaxReplicas> connectors_;
   std::array<DataSession*, kMaxReplicas> sessions_{};

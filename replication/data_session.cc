@@ -318,6 +318,18 @@ void DataSession::Disconnect(bool silently) {
   // The child of a fork: the other threads do not exist, and what they held they hold no more.
   impl.mutex.ResetAfterFork();
   const FutexLock lock(impl.mutex);
+  Forget();
+}
+
+void DataSession::Renew() {
+  const SignalBlock block;
+  const FutexLock lock(impl_->mutex);
+  Forget();
+}
+
+// Requires: the lock is held, and nobody else is at work here.
+void DataSession::Forget() {
+  Impl& impl = *impl_;
   impl.waiters.RemoveAll();
   impl.reader = nullptr;
   impl.reader_polls = impl.receiving = impl.connecting = false;

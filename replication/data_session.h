@@ -153,9 +153,13 @@ class DataSession {
   // touch the peer: `silently`; requires that no other thread of the process is inside the session, and makes
   // it a new session).
   void Disconnect(bool silently = false);
+  // Lets go of the connection and becomes a new session, for a peer that does not know the old one. Requires: no
+  // thread is inside the session, but for Disconnect().
+  void Renew();
 
  private:
   struct Impl;
+  void Forget();
   explicit DataSession(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

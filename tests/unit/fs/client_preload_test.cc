@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <csignal>
+
 #include "tests/unit/fs/client_fixture.h"
 #include "tests/unit/interpose/guest_process.h"
 #include "tests/unit/replication/fake_replica.h"
@@ -71,6 +73,45 @@ TEST_F(ClientPreloadTest, ExecHandsOverAndAFailedOneBreaksNothing) {
   ExpectSuccess(*guest);
   EXPECT_EQ(ReplicatedAt(5 * kPage, 10), "still here");
   EXPECT_EQ(volume_.Held(file_), (std::vector<Extent>{{4 * kPage, kPage}, {6 * kPage, kPage}}));
+}
+
+// The guest's parent has stored to page 1 without a sync, and waits.
+class AnotherDaemon : public ClientPreloadTest {
+ protected:
+  void SetUp() override {
+    ClientPreloadTest::SetUp();
+    guest_ = Launch("fork");
+    guest_->Expect("child done");
+    registry_.Stop();
+    volume_.Locked([&] { volume_.held.clear(); });
+    ASSERT_TRUE(registry_.Start(socket()).ok());
+    EXPECT_EQ(events_.Count("program_adopted"), 1U);
+    EXPECT_EQ(volume_.WritingMappersOf(file_), 1U);
+    EXPECT_TRUE(registry_.IsAnnounced(guest_->pid()));
+  }
+
+  std::unique_ptr<interpose::GuestProcess> guest_;
+};
+
+TEST_F(AnotherDaemon, Trap4SeesTheStoresOfAProgramThatHasNotJoined) {
+  EXPECT_EQ(Take(file_, 16), (std::vector<Extent>{{kPage, kPage}}));
+  guest_->Continue();
+  ExpectSuccess(*guest_);
+}
+
+TEST_F(AnotherDaemon, P3_IsJoinedByTheProgramsNextSync) {
+  guest_->Continue();
+  ExpectSuccess(*guest_);
+  EXPECT_EQ(ReplicatedAt(kPage, 13), "by the parent");
+  EXPECT_EQ(events_.Count("program_ended_mapped"), 1U)
+      << "Stop(): what was adopted is not ended as if it had been lost";
+}
+
+TEST_F(AnotherDaemon, Trap7HoldsWhatAKilledProgramHadMapped) {
+  ::kill(guest_->pid(), SIGKILL);
+  EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers[file_] == 0; }));
+  EXPECT_EQ(volume_.Held(file_), (std::vector<Extent>{{0, 8 * kPage}}));
+  guest_->Wait();
 }
 
 }  // namespace

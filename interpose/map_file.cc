@@ -236,6 +236,14 @@ void AwaitClose(Runtime& runtime, const Volume& volume, int fd, Deadline deadlin
   }
 }
 
+// A volume whose daemon is gone is waited for as a sync would.
+Error AwaitLink(Runtime& runtime, Volume& volume) {
+  const SyncScope scope;  // keeps cancellation out
+  return runtime.WithDaemon(volume, FileId::kNone, [&]() -> Error {
+    return runtime.link().Lives() ? Error::Ok() : Error{ENOTCONN, "map a file without a daemon"};
+  });
+}
+
 // `busy`: a program without the library has the file open.
 void* MapOnce(Runtime& runtime, Volume& volume, void* hint, size_t length, int protection, int flags, int fd,
               off_t offset, bool& busy) {
@@ -295,9 +303,7 @@ void* MapFile(Runtime& runtime, Volume& volume, void* hint, size_t length, int p
   if (const int refused = CheckAccess(fd, protection, flags); refused != 0) {
     return Fail(refused);
   }
-  const Error there = runtime.WithDaemon(volume, FileId::kNone, [&]() -> Error {
-    return runtime.link().Lives() ? Error::Ok() : Error{ENOTCONN, "map a file without a daemon"};
-  });
+  const Error there = AwaitLink(runtime, volume);
   if (!there.ok()) {
     return Fail(there.code);
   }

@@ -86,9 +86,13 @@ Error Runtime::RelinkLocked() {
 Error Runtime::Rejoin() {
   if (!link_.Lives()) {
     link_.Close();
-    PMIRROR_RETURN_IF_ERROR(link_.Start(socket_path_, own_descriptors().Single(OwnKind::kTickets),
-                                        own_descriptors().Single(OwnKind::kPagemap),
-                                        [this](DaemonLink::Answer& answer) { return AcceptMounts(answer); }));
+    const Error started = link_.Start(socket_path_, own_descriptors().Single(OwnKind::kTickets),
+                                      own_descriptors().Single(OwnKind::kPagemap),
+                                      [this](DaemonLink::Answer& answer) { return AcceptMounts(answer); });
+    if (!started.ok()) {
+      link_.Close();  // it may have said yes before: then a link that lives would mean more than it does
+      return started;
+    }
     for (uint32_t i = 0; i < files_.limit(); ++i) {
       if (files_.at(i).id.load(std::memory_order_acquire) != 0) {
         files_.at(i).unserved.store(EAGAIN, std::memory_order_release);

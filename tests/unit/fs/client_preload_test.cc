@@ -110,7 +110,7 @@ TEST_F(AnotherDaemon, P3_IsJoinedByTheProgramsNextSync) {
 TEST_F(AnotherDaemon, Trap7HoldsWhatAKilledProgramHadMapped) {
   ::kill(guest_->pid(), SIGKILL);
   EXPECT_TRUE(volume_.WaitFor([&] { return volume_.writing_mappers[file_] == 0; }));
-  EXPECT_EQ(volume_.Held(file_), (std::vector<Extent>{{0, 8 * kPage}}));
+  EXPECT_EQ(volume_.Held(file_), (std::vector<Extent>{{0, 16 * kPage}}));
   guest_->Wait();
 }
 

@@ -42,14 +42,13 @@ class TestVolume : public ClientVolume {
     session_ = std::move(
         FuseSession::Mount(*file_system_, *root_, {.mount_point = mount(), .socket = "/run/test"}).value());
     mount_device_ = StatusOf(mount()).st_dev;
-    page_ =
-        std::move(VolumePageOwner::Create({.epoch = Epoch{1},
-                                           .on_loss = OnLoss::kProceed,  // its second replica is no member
-                                           .replica_count = 2,
-                                           .deadline_ns = 10'000'000'000,
-                                           .domain = Domain::kVolatile,
-                                           .tracking = Tracking::kWritten})
-                      .value());
+    page_ = std::move(VolumePageOwner::Create({.epoch = Epoch{1},
+                                               .on_loss = OnLoss::kFail,
+                                               .replica_count = 1,
+                                               .deadline_ns = 10'000'000'000,
+                                               .domain = Domain::kVolatile,
+                                               .tracking = Tracking::kWritten})
+                          .value());
     page_->SetMembers(1, 0);
     page_->SetState(VolumeState::kServing);
     order_.emplace(SharedObject<OrderPage>::Create("order", Receivers::kReadWrite).value());

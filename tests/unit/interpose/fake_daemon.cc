@@ -88,6 +88,11 @@ FakeDaemon::FakeDaemon(Settings settings) : settings_(settings) {
   device_ = status.st_dev;
   socket_path_ = directory_ + ".socket";
 
+  MakePage();
+  Listen();
+}
+
+void FakeDaemon::MakePage() {
   page_memory_ = Memory("volume-page", sizeof(VolumePage));
   void* page = ::mmap(nullptr, sizeof(VolumePage), PROT_READ | PROT_WRITE, MAP_SHARED, page_memory_.get(), 0);
   page_ = static_cast<VolumePage*>(page);
@@ -96,13 +101,15 @@ FakeDaemon::FakeDaemon(Settings settings) : settings_(settings) {
   page_->epoch.store(1);
   page_->set.store(SetWord::Make(1, 0, SetVersion{1}).raw);
   page_->state.store(static_cast<uint32_t>(VolumeState::kServing));
-  page_->on_loss = static_cast<uint32_t>(settings.on_loss);
+  page_->on_loss = static_cast<uint32_t>(settings_.on_loss);
   page_->replica_count = 1;
-  page_->deadline_ns = static_cast<uint64_t>(std::chrono::nanoseconds(settings.deadline).count());
-  page_->suspend_ns = static_cast<uint64_t>(std::chrono::nanoseconds(settings.suspend).count());
-  page_->domain = static_cast<uint32_t>(settings.domain);
-  page_->tracking = static_cast<uint32_t>(settings.tracking);
+  page_->deadline_ns = static_cast<uint64_t>(std::chrono::nanoseconds(settings_.deadline).count());
+  page_->suspend_ns = static_cast<uint64_t>(std::chrono::nanoseconds(settings_.suspend).count());
+  page_->domain = static_cast<uint32_t>(settings_.domain);
+  page_->tracking = static_cast<uint32_t>(settings_.tracking);
+}
 
+void FakeDaemon::Listen() {
   listener_.Reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -113,8 +120,16 @@ FakeDaemon::FakeDaemon(Settings settings) : settings_(settings) {
 }
 
 FakeDaemon::~FakeDaemon() {
+  Stop();
+  std::filesystem::remove_all(directory_);
+}
+
+void FakeDaemon::Stop() {
   {
     const Lock lock(mutex_);
+    if (ending_) {
+      return;
+    }
     ending_ = true;
     ::shutdown(listener_.get(), SHUT_RDWR);
     for (int connection : connections_) {
@@ -125,12 +140,26 @@ FakeDaemon::~FakeDaemon() {
   for (std::thread& server : servers_) {
     server.join();
   }
+  servers_.clear();
+  listener_.Reset();
   for (auto& [pid, process] : processes_) {
     ::munmap(process.tickets, sizeof(TicketTable));
   }
+  processes_.clear();
   ::munmap(page_, sizeof(VolumePage));
-  std::filesystem::remove_all(directory_);
   std::filesystem::remove(socket_path_);
+}
+
+void FakeDaemon::StartAgain() {
+  const Lock lock(mutex_);
+  ending_ = false;
+  first_order_ += uint64_t{1} << 40;
+  files_.clear();
+  order_of_processes_.clear();
+  mapped_.clear();
+  counts_.clear();
+  MakePage();
+  Listen();
 }
 
 void FakeDaemon::Accept() {
@@ -243,6 +272,8 @@ FakeDaemon::File& FakeDaemon::Open(uint64_t id, uint64_t size) {
   if (fresh) {
     at->second.slot = static_cast<uint32_t>(files_.size() - 1);
     at->second.order = Memory("order-page", kPageSize);
+    EXPECT_EQ(::pwrite(at->second.order.get(), &first_order_, sizeof(first_order_), 0),
+              static_cast<ssize_t>(sizeof(first_order_)));
     FileSlot& slot = page_->slots[at->second.slot];
     slot.size_generation.store(0);
     slot.size.store(size);

@@ -53,6 +53,10 @@ class FakeDaemon {
   FakeReplica& replica() { return replica_; }
   VolumePage& page() { return *page_; }
 
+  // As when the daemon is killed, and another one is started: it knows nothing of what was said before. Between the two nobody is there.
+  void Stop();
+  void StartAgain();
+
   // A file of the mount, filled with `bytes` zeros.
   std::string MakeFile(const std::string& name, size_t bytes);
   FileId IdOf(const std::string& name) const;
@@ -88,6 +92,8 @@ class FakeDaemon {
     UniqueFd order;
   };
 
+  void MakePage();
+  void Listen();
   void Accept();
   void Serve(int connection);
   void Answer(pid_t pid, const local::Request& request, std::vector<UniqueFd>& received, local::Reply& reply,
@@ -114,6 +120,7 @@ class FakeDaemon {
   mutable std::recursive_mutex mutex_;
   std::condition_variable_any changed_;
   bool ending_ = false;
+  uint64_t first_order_ = 0;  // of new order pages: above every number that was used
   std::vector<std::thread> servers_;
   std::vector<int> connections_;
   std::map<uint64_t, File> files_;

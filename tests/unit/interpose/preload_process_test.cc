@@ -83,6 +83,64 @@ TEST_F(PreloadProcess, ExecHandsOverAndAFailedOneBreaksNothing) {
   EXPECT_TRUE(daemon_->Mappings().empty());
 }
 
+class AnotherDaemon : public PreloadTest {
+ protected:
+  AnotherDaemon() {
+    Start({.on_loss = OnLoss::kSuspend,
+           .deadline = std::chrono::milliseconds(200),
+           .suspend = std::chrono::minutes(1)});
+    guest_ = Launch("sync_over_another_daemon");
+    guest_->Expect("stored");
+    daemon_->Stop();
+  }
+  void ExpectJoined() {
+    guest_->Expect("synced");
+    EXPECT_EQ(ReplicatedAt(kPage, 6), "during");
+    EXPECT_EQ(daemon_->Mappings().size(), 1u);
+    EXPECT_EQ(daemon_->Count(RequestKind::kRejoined), 1u);
+    guest_->Continue();
+    ExpectSuccess(*guest_);
+    EXPECT_EQ(ReplicatedAt(2 * kPage, 5), "after");
+    EXPECT_EQ(ReplicatedAt(3 * kPage, 12), "by the child");
+    ExpectEqualCopies();
+  }
+
+  std::unique_ptr<GuestProcess> guest_;
+};
+
+TEST_F(AnotherDaemon, P3_IsJoinedByTheNextSync) {
+  daemon_->StartAgain();
+  guest_->Continue();
+  ExpectJoined();
+}
+
+TEST_F(AnotherDaemon, P6_IsWaitedForAsAReplicaWouldBe) {
+  guest_->Continue();
+  // Sleep because: the deadline has to pass while nobody is there to tell of it.
+  ::usleep(500'000);
+  daemon_->StartAgain();
+  ExpectJoined();
+}
+
+TEST_F(AnotherDaemon, IsAskedAgainForAFileThatItDoesNotServeAtOnce) {
+  daemon_->Refuse(RequestKind::kOpenBacking, EBUSY);
+  daemon_->StartAgain();
+  guest_->Continue();
+  EXPECT_TRUE(daemon_->WaitFor([&] { return daemon_->Count(RequestKind::kOpenBacking) >= 3; }));
+  EXPECT_EQ(daemon_->Count(RequestKind::kRejoined), 0u);
+  daemon_->Refuse(RequestKind::kOpenBacking, 0);
+  ExpectJoined();
+}
+
+TEST_F(AnotherDaemon, ThatIsInTheMiddleOfItsStartIsTriedAgain) {
+  daemon_->Refuse(RequestKind::kHello, EAGAIN);
+  daemon_->StartAgain();
+  guest_->Continue();
+  EXPECT_TRUE(daemon_->WaitFor([&] { return daemon_->Count(RequestKind::kHello) >= 3; }));
+  daemon_->Refuse(RequestKind::kHello, 0);
+  ExpectJoined();
+}
+
 class PreloadExit : public PreloadTest,
                     public ::testing::WithParamInterface<std::pair<const char*, size_t>> {};
 

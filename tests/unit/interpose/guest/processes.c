@@ -40,6 +40,29 @@ static void fork_and_sync(const char* file, pid_t (*make)(void)) {
   _exit(0);
 }
 
+/* The test replaces the daemon while "stored" is told. */
+static void sync_over_another_daemon(const char* file) {
+  char* map = map_file(file, NULL);
+  store_text(map, "before");
+  CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
+  store_text(map + PAGE, "during");
+  tell("stored");
+  wait_for_test();
+  CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
+  tell("synced");
+  wait_for_test();
+  store_text(map + 2 * PAGE, "after");
+  CHECK(msync(map + 2 * PAGE, PAGE, MS_SYNC) == 0);
+  pid_t child = fork();
+  if (child == 0) {
+    store_text(map + 3 * PAGE, "by the child");
+    CHECK(msync(map, 8 * PAGE, MS_SYNC) == 0);
+    _exit(0);
+  }
+  reap(child);
+  _exit(0);
+}
+
 static pid_t raw_clone(void) { return (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL); }
 
 static void fork_command(const char* file) { fork_and_sync(file, fork); }
@@ -176,7 +199,8 @@ static void sync_after_setuid(const char* file) {
   _exit(0);
 }
 
-const struct command process_commands[] = {{"fork", fork_command},
+const struct command process_commands[] = {{"sync_over_another_daemon", sync_over_another_daemon},
+                                           {"fork", fork_command},
                                            {"_Fork", underscore_fork},
                                            {"clone", clone_command},
                                            {"grandchild", grandchild},

@@ -171,7 +171,10 @@ Error MappedFile::CaptureOnce(std::span<const Extent> extents, LocalPersist* loc
   return result.ok() && !runtime_.link().Lives() ? Error{ENOTCONN, "the local daemon is gone"} : result;
 }
 
-bool MappedFile::Alone() { return volume().Alone(); }
+bool MappedFile::Alone() {
+  const SyncGate::Pass pass(runtime_.gate());
+  return Unserved().ok() && volume().Alone() && runtime_.link().Lives();  // asked last, as in CaptureOnce
+}
 
 bool MappedFile::OthersMayBeDirty() {
   const SyncGate::Pass pass(runtime_.gate());

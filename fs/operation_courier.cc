@@ -72,7 +72,7 @@ void OperationCourier::Begin(uint64_t number) {
   }
   if (session_.connected()) {
     if (const SendStatus status = Launch(Deadline::After(Deadline::Duration::zero()));
-        status != SendStatus::kOk) {
+        status != SendStatus::kOk && batch_.under_way) {
       Conclude(status);
     }
   }
@@ -92,7 +92,9 @@ void OperationCourier::Step(Deadline deadline) {
       return;
     }
     if (const SendStatus status = Launch(deadline); status != SendStatus::kOk) {
-      Conclude(status);
+      if (batch_.under_way) {
+        Conclude(status);
+      }
       return;
     }
   }
@@ -107,7 +109,10 @@ void OperationCourier::Step(Deadline deadline) {
 SendStatus OperationCourier::Launch(Deadline deadline) {
   {
     const std::lock_guard lock(mutex_);
-    applied_ = std::max(applied_, log_.first() - 1);  // what the log has dropped is durable there
+    if (applied_ + 1 < log_.first()) {
+      return SendStatus::
+          kTimedOut;  // the log has dropped what it lacks: a comparison of the trees has to bring that
+    }
     batch_.first = applied_ + 1;
     // A new connection may have told that all of them have arrived: then the batch is empty.
     batch_.last = std::min(log_.last(), batch_.first + (singly_ ? 0 : kMaxBatch - 1));

@@ -98,9 +98,7 @@ void ReplicaLink::DemandResync() {
 void ReplicaLink::Refused(int error) {
   {
     const std::lock_guard lock(mutex_);
-    if (std::exchange(refusal_, error) == error && resync_due_) {
-      return;  // known
-    }
+    refusal_ = error;
     resync_due_ = true;
     SetStateLocked(State::kFailed, RefusedReason(error));
   }
@@ -187,9 +185,12 @@ void ReplicaLink::Maintain() {
         SetState(State::kInSync, "");
         if (!std::exchange(in_sync, true)) {
           owner_->Recovered(options_.index);
+          patience = Deadline::After(options_.deadline);  // that may have taken long
         }
       } else {
-        in_sync = in_sync && NoteSilence(patience);
+        const bool absorbed =
+            NoteSilence(patience);  // also of one that was never in sync: syncs wait for it all the same
+        in_sync = in_sync && absorbed;
       }
     }
     std::unique_lock lock(mutex_);

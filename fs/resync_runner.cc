@@ -234,8 +234,11 @@ std::shared_ptr<FileState> ResyncRunner::Open(FileId file) {
   for (int attempt = 0; attempt < 2 && file_ == nullptr; ++attempt) {
     if (const absl::StatusOr<UniqueFd> fd = OpenKnown(file); fd.ok()) {
       file_ = std::static_pointer_cast<FileState>(replicator_.Attach(file, fd->get()));
-    } else if (walked_at_ == replicator_.last_operation() || !TakeInventory().ok()) {
-      break;  // nothing was renamed since we looked: it is gone
+    } else if (walked_at_.has_value() &&
+               (walked_at_ == replicator_.last_operation() || !regular_.contains(file))) {
+      break;  // a walk of this run did not find it, or nothing was renamed since one: it is gone
+    } else if (!TakeInventory().ok()) {
+      break;
     }
   }
   return file_;

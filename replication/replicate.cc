@@ -411,7 +411,8 @@ Error Sync::Conclude(Attempt& attempt, size_t replica, SendStatus status) {
       return Error::Ok();  // ours moved on meanwhile
     }
     pause_ = true;
-    if (!error.ok() && !old_epoch) {
+    const bool gone = RefusalCode{capture.refusal.code} == RefusalCode::kNoSuchFile;
+    if (!error.ok() && !old_epoch && !gone) {
       observer_.Refused(replica, error.code);
       if (page_.on_loss == static_cast<uint32_t>(OnLoss::kProceed)) {
         return Error::Ok();  // until the daemon has taken that replica out

@@ -198,6 +198,20 @@ class Proceed(ResyncTest):
             self.assert_nothing_is_lost(cluster, load, node)
         self.assert_equal_again(cluster)
 
+    def test_P6_a_volume_that_is_mounted_while_its_replica_is_away_goes_on_without_it(self):
+        cluster = self.cluster(on_loss="proceed", deadline=DEADLINE)
+        cluster.kill(cluster.replica)
+        cluster.kill(cluster.primary)
+        cluster.start(cluster.primary)
+        writer = cluster.writer("mmap_writer", "alone", "--sync", "all")
+        writer.wait_for(30)
+        self.assertTrue(cluster.events(cluster.primary, "redundancy_lost"))
+        cluster.start(cluster.replica)
+        cluster.wait_in_sync()
+        writer.kill()
+        cluster.check("mmap_writer", cluster.replica, "alone", writer.acknowledged())
+        self.assert_equal_again(cluster)
+
     def test_P5_a_clean_end_without_the_replica_does_not_hide_that_it_lacks_something(self):
         cluster = self.cluster(on_loss="proceed", deadline=DEADLINE)
         self.fill(cluster, 3)

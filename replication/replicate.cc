@@ -108,6 +108,7 @@ class Sync {
   std::optional<Order> TakeOrderPatiently();
   Error SendAll(Attempt& attempt);
   bool SizeMoved(Attempt& attempt);
+  void DropLeavers(Attempt& attempt);
   void SendToEach(Attempt& attempt, FrameToSend frame);
   void SendBarrier(Attempt& attempt);
   size_t FrameBudget(ReplicaMask replicas) const;
@@ -289,6 +290,13 @@ bool Sync::SizeMoved(Attempt& attempt) {
   return true;
 }
 
+// Who has left the set gets nothing that was copied after: another sync may have succeeded without it meanwhile, so that these bytes would
+// be newer there than what is missing (promise P2). Bytes that were copied while it was in the set are older than any such success.
+void Sync::DropLeavers(Attempt& attempt) {
+  const SetWord set = LoadSet(page_);
+  attempt.alive &= static_cast<ReplicaMask>(set.members() | set.joiners());
+}
+
 Error Sync::SendAll(Attempt& attempt) {
   FrameFiller filler(extents_, source_);
   bool last = extents_.empty();
@@ -305,6 +313,7 @@ Error Sync::SendAll(Attempt& attempt) {
     if (SizeMoved(attempt)) {
       return Error::Ok();
     }
+    DropLeavers(attempt);
     last = staged.value().last;
     if (staged.value().payload.empty()) {
       continue;

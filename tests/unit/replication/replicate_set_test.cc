@@ -126,6 +126,28 @@ TEST(ReplicateSet, WhatIsSentToASingleReplicaGoesToNoOther) {
   EXPECT_TRUE(only.Replicate(rig.target(), {&extent, 1}, rig.source, WaitLevel::kReceived, nullptr).ok());
 }
 
+TEST(ReplicateSet, P2_WhoLeavesTheSetBeforeTheCopyGetsNothingOfIt) {
+  class Leaving : public MemorySource {
+   public:
+    explicit Leaving(ReplicationRig& rig) : MemorySource(4096), rig_(rig) {}
+    Result<size_t> Copy(Extent extent, std::span<std::byte> out) override {
+      rig_.SetMembers(0b01, 0, 2);
+      return MemorySource::Copy(extent, out);
+    }
+
+   private:
+    ReplicationRig& rig_;
+  };
+  ReplicationRig rig(2);
+  rig.page.on_loss = static_cast<uint32_t>(OnLoss::kProceed);
+  Leaving source(rig);
+  const Extent extent{0, 64};
+  ASSERT_TRUE(
+      rig.replication->Replicate(rig.target(), {&extent, 1}, source, WaitLevel::kDurable, nullptr).ok());
+  EXPECT_EQ(rig.replicas[0]->frames(FrameKind::kDataImage), 1U);
+  EXPECT_EQ(rig.replicas[1]->frames(FrameKind::kDataImage), 0U);
+}
+
 TEST(ReplicateSet, AnEmptySetIsALossAndNoSuccess) {
   ReplicationRig rig(1);
   rig.page.on_loss = static_cast<uint32_t>(OnLoss::kFail);

@@ -10,7 +10,7 @@ function(pmirror_library name)
 endfunction()
 
 # pmirror_test(NAME SOURCES ... LINKS ... [LABELS ...] [TIMEOUT seconds]): one GoogleTest binary, one ctest entry a case.
-# Labels: `unit` (the default) and `model` also run under address and undefined-behaviour sanitizers, `tsan` also under the thread
+# Labels: `unit` (the default), `model` and `sim` also run under address and undefined-behaviour sanitizers, `tsan` also under the thread
 # sanitizer, `grpc` (links gRPC) keeps a test out of the sanitizer builds, `cluster` and `bench` run alone on the machine.
 function(pmirror_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINKS;LABELS" ${ARGN})
@@ -26,7 +26,7 @@ function(pmirror_test name)
 
   set(labels ${ARG_LABELS})
   if(NOT "grpc" IN_LIST labels)
-    if("unit" IN_LIST labels OR "model" IN_LIST labels)
+    if("unit" IN_LIST labels OR "model" IN_LIST labels OR "sim" IN_LIST labels)
       list(APPEND labels asan)
       add_dependencies(asan_tests ${name})
     endif()

@@ -126,10 +126,24 @@ void BatchBuilder::Append(uint64_t number, Operation encoded, const NamespaceOp&
   first_operation_ = operations_.empty() ? number : first_operation_;
   operations_.push_back(std::move(encoded));
   EraseWhatItDoes(op);
+  NoteWhoMayBeGone(op);
+}
+
+void BatchBuilder::NoteWhoMayBeGone(const NamespaceOp& op) {
   if (op.kind == OpKind::kForgetOrphan || op.kind == OpKind::kUnlink) {
     perhaps_gone_.insert(op.target);
   } else if (op.kind == OpKind::kRename && op.replaced != FileId::kNone) {
     perhaps_gone_.insert(op.replaced);
+  }
+}
+
+void BatchBuilder::Restart(uint64_t first, std::vector<Operation> operations) {
+  first_operation_ = first;
+  operations_ = std::move(operations);
+  for (const Operation& encoded : operations_) {
+    if (const Result<NamespaceOp> op = DecodeNamespaceOp(*encoded); op.ok()) {
+      NoteWhoMayBeGone(op.value());
+    }
   }
 }
 

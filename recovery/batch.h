@@ -30,6 +30,8 @@ class BatchBuilder {
            std::shared_ptr<const std::vector<std::byte>> payload);
   // The next operation, which the volume's log has as `number`. What it erases of the captures before it goes.
   void Append(uint64_t number, Operation encoded, const NamespaceOp& op);
+  // In place of its operations. Requires: they come before all captures.
+  void Restart(uint64_t first, std::vector<Operation> operations);
   // What a later builder holds, on top.
   void Lay(const BatchBuilder& later);
 
@@ -60,6 +62,7 @@ class BatchBuilder {
   void Erase(Pieces& pieces, Extent extent);
   void Put(Pieces& pieces, Extent extent, const Piece& piece);
   void EraseWhatItDoes(const NamespaceOp& op);
+  void NoteWhoMayBeGone(const NamespaceOp& op);
 
   std::map<FileId, File> files_;
   std::set<FileId> perhaps_gone_;  // lost a name in this batch

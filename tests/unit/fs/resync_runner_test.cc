@@ -52,9 +52,14 @@ class FakePeer : public ResyncPeer {
     recovery::TreeItem root;
     root.id = FileId::kRoot;
     root.mode = S_IFDIR | 0755;
-    return recovery::Inventory{root};
+    recovery::Inventory inventory{root};
+    inventory.insert(inventory.end(), objects.begin(), objects.end());
+    return inventory;
   }
   absl::Status ChangeTree(std::span<const NamespaceOp> operations) override {
+    if (on_tree) {
+      on_tree();
+    }
     changes += operations.size();
     return Step("tree");
   }
@@ -89,6 +94,8 @@ class FakePeer : public ResyncPeer {
 
   std::optional<uint64_t> tree_as_of = 0;
   std::optional<uint64_t> followed = kMount;
+  recovery::Inventory objects;  // of its tree, beside the root
+  std::function<void()> on_tree;
   std::function<void(FileId)> on_compare;
   std::string fail_at;
   std::vector<std::string> calls;
@@ -222,6 +229,27 @@ TEST_F(ResyncRunnerTest, P3_FilesMadeInAMountThatCrashedAreInDoubtByTheirIds) {
   peer_->followed = 2;
   ASSERT_TRUE(runner_->Run(*peer_, counts_).ok());
   EXPECT_EQ(Replicated(made), "made");
+}
+
+// A power cut has taken back an unlink, and a truncate, that the replica had applied: here the file is as it was, with no mark.
+TEST_F(ResyncRunnerTest, P5_AFileThatThePlanMakesOrCutsOnTheReplicaIsComparedAlthoughNothingMarksIt) {
+  Make("unlinked", kOld, "there again");
+  Make("truncated", kSettled, "as long as it was");
+  ASSERT_TRUE(marks_->Resynced(0, marks_->BeginSettle([](FileId) { return false; })).ok());
+  recovery::TreeItem cut;
+  cut.path = "truncated";
+  cut.id = kSettled;
+  cut.mode = S_IFREG | 0644;
+  peer_->objects.push_back(cut);
+  peer_->tree_as_of.reset();
+  peer_->on_tree = [&] {
+    EXPECT_THAT(marks_->Marked(0), testing::UnorderedElementsAre(kOld, kSettled))
+        << "a cut from here on has to leave them marked";
+  };
+  ASSERT_TRUE(runner_->Run(*peer_, counts_).ok());
+  EXPECT_EQ(Replicated(kOld), "there again");
+  EXPECT_EQ(Replicated(kSettled), "as long as it was");
+  EXPECT_TRUE(marks_->Marked(0).empty());
 }
 
 TEST_F(ResyncRunnerTest, P5_ACopyOfAnOlderMountThanTheMarksIsComparedAsAWhole) {

@@ -100,10 +100,7 @@ absl::Status ResyncRunner::RunStep(Machine& machine, ResyncPeer& peer) {
     case Step::kSend:
       return Send(machine);
     case Step::kEnd:
-      status = peer.End();
-      if (status.ok()) {
-        status = replicator_.Resynced(options_.replica, settle_);
-      }
+      status = End(peer);
       break;
     case Step::kAdmit:
       status = set_.Admit(options_.replica) ? absl::OkStatus()
@@ -323,6 +320,19 @@ absl::Status ResyncRunner::Send(Machine& machine) {
   }
   machine.Sent();
   return absl::OkStatus();
+}
+
+// Files were compared as they are here: an operation that the comparison has seen, and that is still on its way, belongs to the copy before it
+// calls itself whole. Those whose local change is behind are in the log once the tree has rested.
+absl::Status ResyncRunner::End(ResyncPeer& peer) {
+  replicator_.WithTreeAtRest([](uint64_t) {});
+  if (absl::Status status = peer.DeliverAll(); !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = peer.End(); !status.ok()) {
+    return status;
+  }
+  return replicator_.Resynced(options_.replica, settle_);
 }
 
 // --- around it ---

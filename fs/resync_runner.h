@@ -63,6 +63,7 @@ class ResyncRunner {
   absl::Status ListFiles(Machine& machine);
   absl::Status Compare(Machine& machine, ResyncPeer& peer);
   absl::Status Send(Machine& machine);
+  absl::Status End(ResyncPeer& peer);
   std::shared_ptr<FileState> Open(FileId file);
   absl::StatusOr<UniqueFd> OpenKnown(FileId file) const;
   absl::StatusOr<recovery::Inventory> TakeInventory();

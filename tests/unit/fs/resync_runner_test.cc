@@ -68,7 +68,7 @@ class FakePeer : public ResyncPeer {
     const Error error = session_.EnsureConnected(Deadline::After(seconds(10)));
     return error.ok() ? Step("connect") : absl::UnavailableError("no connection");
   }
-  absl::Status DeliverAll() override { return absl::OkStatus(); }
+  absl::Status DeliverAll() override { return Step("deliver"); }
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override {
     if (on_compare) {
       on_compare(file);
@@ -197,7 +197,9 @@ TEST_F(ResyncRunnerTest, P5_ABlankReplicaGetsTheTreeThenJoinsThenGetsTheDataAndT
     EXPECT_FALSE(set_->member(0));
   };
   ASSERT_TRUE(runner_->Run(*peer_, counts_).ok());
-  EXPECT_THAT(peer_->calls, ElementsAre("begin", "inventory", "tree", "adopt", "connect", "compare", "end"));
+  EXPECT_THAT(peer_->calls, ElementsAre("begin", "inventory", "tree", "adopt", "connect", "deliver",
+                                        "compare", "deliver", "end"))
+      << "what has cut a file before it was compared has to be there as well";
   EXPECT_GT(peer_->changes, 0U);
   EXPECT_EQ(Replicated(kOld), "contents");
   EXPECT_TRUE(set_->member(0));
@@ -262,7 +264,7 @@ TEST_F(ResyncRunnerTest, P5_ACopyOfAnOlderMountThanTheMarksIsComparedAsAWhole) {
 TEST_F(ResyncRunnerTest, AStepThatFailsLeavesTheReplicaOutOfTheSetAndItsMarksInPlace) {
   const UniqueFd fd = Make("file", kOld, "contents");
   ASSERT_EQ(engine_->BeforeWriting(*engine_->Attach(kOld, fd.get())), 0);
-  for (const char* step : {"begin", "adopt", "connect", "compare", "end"}) {
+  for (const char* step : {"begin", "adopt", "connect", "deliver", "compare", "end"}) {
     peer_->fail_at = step;
     EXPECT_FALSE(runner_->Run(*peer_, counts_).ok()) << step;
     EXPECT_FALSE(set_->Wanted(0)) << step;

@@ -15,7 +15,7 @@ bool InSyncSet::Leave(size_t replica) {
   }
   page_.SetMembers(static_cast<uint8_t>(old.members() & ~Bit(replica)),
                    static_cast<uint8_t>(old.joiners() & ~Bit(replica)));
-  return true;
+  return (old.members() & Bit(replica)) != 0;
 }
 
 void InSyncSet::Join(size_t replica) {

@@ -20,6 +20,7 @@ using std::chrono::nanoseconds;
 constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kRetryPause{100};  // between attempts to reach a replica that is away
 constexpr milliseconds kLongestRetryPause{3000};
+constexpr milliseconds kLongestPersonPause{10000};  // of a cause that a person has to remove
 
 }  // namespace
 
@@ -66,26 +67,42 @@ void ReplicaLink::Stop() {
   session_->Disconnect();
 }
 
+// Between the two calls the caller takes the replica out of the set, without the lock. No resync begins before that is done, and one that runs
+// meanwhile does not make the replica count (BringBack). Under mutex_.
+void ReplicaLink::BeginDemand(State state, std::string reason) {
+  resync_due_ = true;
+  ++demands_;
+  ++demanding_;
+  SetStateLocked(state, std::move(reason));
+}
+
+void ReplicaLink::EndDemand() {
+  {
+    const std::lock_guard lock(mutex_);
+    --demanding_;
+  }
+  wake_.notify_all();
+}
+
 void ReplicaLink::DemandResync() {
   {
     const std::lock_guard lock(mutex_);
-    resync_due_ = true;
     whole_resync_ = true;
-    SetStateLocked(State::kResyncing, "asked for");
+    hurry_ = true;
+    BeginDemand(State::kResyncing, "asked for");
   }
   owner_->Unfit(options_.index);
-  wake_.notify_all();
+  EndDemand();
 }
 
 void ReplicaLink::Refused(int error) {
   {
     const std::lock_guard lock(mutex_);
     refusal_ = error;
-    resync_due_ = true;
-    SetStateLocked(State::kFailed, RefusedReason(error));
+    BeginDemand(State::kFailed, RefusedReason(error));
   }
   owner_->Lost(options_.index);
-  wake_.notify_all();
+  EndDemand();
 }
 
 std::string ReplicaLink::RefusedReason(int error) const {
@@ -97,6 +114,9 @@ void ReplicaLink::Hurry() {
   {
     const std::lock_guard lock(mutex_);
     hurry_ = true;
+    if (resync_due_) {
+      SetStateLocked(State::kResyncing, "asked for");  // why the last attempt failed is no answer to this one
+    }
   }
   wake_.notify_all();
 }
@@ -157,14 +177,19 @@ void ReplicaLink::Maintain() {
     bool well = false;
     if (resync_due()) {
       in_sync = false;
-      next_try = BringBack() ? kRetryPause : std::min<nanoseconds>(2 * next_try, kLongestRetryPause);
+      const Attempt attempt = BringBack();
+      const nanoseconds longest = attempt == Attempt::kNoAnswer ? std::max<nanoseconds>(pause, kRetryPause)
+                                  : attempt == Attempt::kFailed ? kLongestRetryPause
+                                                                : kLongestPersonPause;
+      next_try = attempt == Attempt::kCounts ? kRetryPause : std::min<nanoseconds>(2 * next_try, longest);
       patience = Deadline::After(options_.deadline);
     } else {
-      next_try = kRetryPause;
+      next_try = std::min<nanoseconds>(pause, kRetryPause);
       well = Greet(in_sync ? patience : Deadline::After(options_.deadline));
-      if (well) {
+      if (well && !CountInSync()) {
+        in_sync = false;
+      } else if (well) {
         patience = Deadline::After(options_.deadline);
-        SetState(State::kInSync, "");
         if (!std::exchange(in_sync, true)) {
           owner_->Recovered(options_.index);
           patience = Deadline::After(options_.deadline);  // that may have taken long
@@ -176,7 +201,7 @@ void ReplicaLink::Maintain() {
       }
     }
     std::unique_lock lock(mutex_);
-    wake_.wait_for(lock, well ? pause : std::min<nanoseconds>(pause, next_try),
+    wake_.wait_for(lock, well ? pause : next_try,
                    [&] { return stopping_ || hurry_ || (well && resync_due_); });
     hurry_ = false;
     if (stopping_) {
@@ -188,6 +213,16 @@ void ReplicaLink::Maintain() {
 bool ReplicaLink::resync_due() const {
   const std::lock_guard lock(mutex_);
   return resync_due_;
+}
+
+// The greeting was answered. False when something else has been found out meanwhile.
+bool ReplicaLink::CountInSync() {
+  const std::lock_guard lock(mutex_);
+  if (resync_due_) {
+    return false;
+  }
+  SetStateLocked(State::kInSync, "");
+  return true;
 }
 
 // A greeting went unanswered, or cannot be answered as it should. False when that has lasted too long.
@@ -212,6 +247,7 @@ bool ReplicaLink::NoteSilence(Deadline patience) {
   if (patience.Expired() && owner_->Lost(options_.index)) {
     const std::lock_guard lock(mutex_);
     resync_due_ = true;
+    ++demands_;
   }
   return false;
 }

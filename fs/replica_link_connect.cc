@@ -85,31 +85,33 @@ Error ReplicaLink::Judge(Deadline deadline) {
     const std::lock_guard lock(mutex_);
     const Verdict verdict = Evaluate(*replica);
     stale_ = verdict.unusable;
-    if (verdict.unusable) {
+    if (verdict.superseded) {
       SetStateLocked(State::kStale, verdict.reason);
-      return verdict.superseded ? Error{ESTALE, "connect to the replica: it follows a newer primary"}
-                                : Error{ESHUTDOWN, "connect to the replica: its copy cannot be used"};
+      return {ESTALE, "connect to the replica: it follows a newer primary"};
     }
     if (resyncing_) {
       // Only a copy that this resync has brought so far.
-      const bool ours = replica->resyncing() && replica->mount_number() == options_.mount_number &&
+      const bool ours = !verdict.unusable && replica->resyncing() &&
+                        replica->mount_number() == options_.mount_number &&
                         replica->generation() == options_.history.generation &&
                         replica->operation() + 1 >= log_.first() && replica->operation() <= log_.last();
       return ours ? Error::Ok() : Error{ESHUTDOWN, "connect to the replica: its resync has to begin anew"};
     }
-    const bool good = verdict.decision == CopyDecision::kNew || verdict.decision == CopyDecision::kContinue ||
-                      verdict.decision == CopyDecision::kReplay;
+    const bool good = !verdict.unusable && (verdict.decision == CopyDecision::kNew ||
+                                            verdict.decision == CopyDecision::kContinue ||
+                                            verdict.decision == CopyDecision::kReplay);
     if (good && !resync_due_) {
       took_part_ = true;
       return Error::Ok();
     }
-    unfit = !std::exchange(resync_due_, true);
+    unfit = !resync_due_;
     if (unfit) {
-      SetStateLocked(State::kResyncing, verdict.reason);
+      BeginDemand(verdict.unusable ? State::kStale : State::kResyncing, verdict.reason);
     }
   }
   if (unfit) {
     owner_->Unfit(options_.index);
+    EndDemand();
   }
   return {ESHUTDOWN, "connect to the replica: its copy has to be brought to ours first"};
 }
@@ -119,9 +121,21 @@ Result<Connector::Connection> ReplicaLink::Connect(SessionId session, Sequence n
   if (!reachable()) {
     return Error{EHOSTUNREACH, "connect to the replica: cut off by the test bed"};
   }
+  bool resyncing = false;
+  {
+    const std::lock_guard lock(mutex_);
+    resyncing = resyncing_;
+  }
   PMIRROR_RETURN_IF_ERROR(Judge(deadline));
   Result<Connection> connection = Open(/*daemon=*/true, "pmirrord", session, next_sequence, deadline);
   if (connection.ok()) {
+    {
+      // What was judged may be so no more: then this connection is of the time before.
+      const std::lock_guard lock(mutex_);
+      if (resyncing_ != resyncing || (resync_due_ && !resyncing_)) {
+        return Error{ESHUTDOWN, "connect to the replica: its copy has to be brought to ours first"};
+      }
+    }
     courier_->Resumed(connection.value().resumed.operation_received);
   }
   return connection;

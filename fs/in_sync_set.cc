@@ -22,7 +22,7 @@ bool InSyncSet::Leave(size_t replica) {
     return false;
   }
   Move(old, replica, Place::kOut);
-  return true;
+  return ((old.members() | old.trailing()) & Bit(replica)) != 0;
 }
 
 void InSyncSet::Join(size_t replica) {

@@ -17,7 +17,8 @@ class InSyncSet {
   // `page` must outlive the set. Requires: replicas <= kMaxReplicas.
   InSyncSet(VolumePageOwner& page, size_t replicas);
 
-  // Syncs neither send to it, nor wait for it, nor capture for it. True when they did.
+  // Syncs neither send to it, nor wait for it, nor capture for it. True when it was a member or trailed: a joiner that goes is no redundancy
+  // lost.
   bool Leave(size_t replica);
   // Syncs send to it and wait for it; it does not count yet.
   void Join(size_t replica);

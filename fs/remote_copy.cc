@@ -5,6 +5,8 @@
 #include <chrono>
 #include <vector>
 
+#include "fs/uuid_bytes.h"
+
 namespace pmirror::fs {
 namespace {
 
@@ -12,8 +14,6 @@ namespace {
 constexpr std::chrono::minutes kCallTimeout{10};
 constexpr size_t kMaxBatchBytes = 1 << 20;  // of operations in one message
 constexpr size_t kMaxBatch = 1024;
-
-std::string Bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
 
 }  // namespace
 
@@ -24,7 +24,7 @@ RemoteCopy::RemoteCopy(proto::ControlClient& client, const Terms& terms)
 
 absl::Status RemoteCopy::Begin() {
   control::BeginResyncRequest request;
-  request.set_volume(Bytes(terms_.volume));
+  request.set_volume(UuidBytes(terms_.volume));
   request.set_node(terms_.primary_node);
   request.set_epoch(Raw(terms_.epoch));
   request.set_mount_number(terms_.mount_number);
@@ -38,7 +38,7 @@ absl::StatusOr<recovery::Inventory> RemoteCopy::Inventory() { return tree_.Inven
 
 absl::Status RemoteCopy::ChangeTree(std::span<const NamespaceOp> operations) {
   control::ChangeTreeRequest request;
-  request.set_volume(Bytes(terms_.volume));
+  request.set_volume(UuidBytes(terms_.volume));
   request.set_token(token_);
   size_t bytes = 0;
   const auto flush = [&]() -> absl::Status {
@@ -64,7 +64,7 @@ absl::Status RemoteCopy::ChangeTree(std::span<const NamespaceOp> operations) {
 
 absl::Status RemoteCopy::AdoptMount(uint64_t operation) {
   control::AdoptMountRequest request;
-  request.set_volume(Bytes(terms_.volume));
+  request.set_volume(UuidBytes(terms_.volume));
   request.set_token(token_);
   request.set_operation(operation);
   return client_.AdoptMount(request, kCallTimeout).status();
@@ -76,7 +76,7 @@ absl::StatusOr<recovery::BlockChecksums> RemoteCopy::Checksums(FileId file, Exte
 
 absl::Status RemoteCopy::End() {
   control::EndResyncRequest request;
-  request.set_volume(Bytes(terms_.volume));
+  request.set_volume(UuidBytes(terms_.volume));
   request.set_token(token_);
   return client_.EndResync(request, kCallTimeout).status();
 }

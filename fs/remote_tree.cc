@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "fs/uuid_bytes.h"
+
 namespace pmirror::fs {
 namespace {
 
@@ -36,10 +38,7 @@ recovery::TreeItem ToItem(const control::InventoryItem& message) {
 
 RemoteTree::RemoteTree(proto::ControlClient& client, const Uuid& volume, std::chrono::milliseconds timeout,
                        recovery::InventoryDetail detail)
-    : client_(client),
-      volume_(reinterpret_cast<const char*>(volume.data()), volume.size()),
-      timeout_(timeout),
-      detail_(detail) {}
+    : client_(client), volume_(UuidBytes(volume)), timeout_(timeout), detail_(detail) {}
 
 absl::StatusOr<recovery::Inventory> RemoteTree::Inventory() {
   control::InventoryRequest request;

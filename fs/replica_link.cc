@@ -5,13 +5,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
-#include "replication/open_connection.h"
-#include "replication/tcp_transport.h"
+#include "fs/uuid_bytes.h"
 
 namespace pmirror::fs {
 namespace {
@@ -22,22 +20,7 @@ using std::chrono::nanoseconds;
 constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kRetryPause{100};  // between attempts to reach a replica that is away
 constexpr milliseconds kLongestRetryPause{3000};
-constexpr milliseconds kLeastPathTimeout{50};
-
-milliseconds Milliseconds(nanoseconds duration) {
-  return std::max(milliseconds{1}, std::chrono::duration_cast<milliseconds>(duration));
-}
-
-CopyHistory HistoryOf(const control::ReplicaState& replica) {
-  return {.generation = replica.generation(),
-          .mount_number = replica.mount_number(),
-          .operation = replica.operation(),
-          .clean = replica.clean(),
-          .empty = replica.empty(),
-          .mixed = replica.resyncing() || replica.restarted()};
-}
-
-std::string Bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
+constexpr milliseconds kLongestPersonPause{10000};  // of a cause that a person has to remove
 
 }  // namespace
 
@@ -84,26 +67,42 @@ void ReplicaLink::Stop() {
   session_->Disconnect();
 }
 
+// Between the two calls the caller takes the replica out of the set, without the lock. No resync begins before that is done, and one that runs
+// meanwhile does not make the replica count (BringBack). Under mutex_.
+void ReplicaLink::BeginDemand(State state, std::string reason) {
+  resync_due_ = true;
+  ++demands_;
+  ++demanding_;
+  SetStateLocked(state, std::move(reason));
+}
+
+void ReplicaLink::EndDemand() {
+  {
+    const std::lock_guard lock(mutex_);
+    --demanding_;
+  }
+  wake_.notify_all();
+}
+
 void ReplicaLink::DemandResync() {
   {
     const std::lock_guard lock(mutex_);
-    resync_due_ = true;
     whole_resync_ = true;
-    SetStateLocked(State::kResyncing, "asked for");
+    hurry_ = true;
+    BeginDemand(State::kResyncing, "asked for");
   }
   owner_->Unfit(options_.index);
-  wake_.notify_all();
+  EndDemand();
 }
 
 void ReplicaLink::Refused(int error) {
   {
     const std::lock_guard lock(mutex_);
     refusal_ = error;
-    resync_due_ = true;
-    SetStateLocked(State::kFailed, RefusedReason(error));
+    BeginDemand(State::kFailed, RefusedReason(error));
   }
   owner_->Lost(options_.index);
-  wake_.notify_all();
+  EndDemand();
 }
 
 std::string ReplicaLink::RefusedReason(int error) const {
@@ -115,6 +114,9 @@ void ReplicaLink::Hurry() {
   {
     const std::lock_guard lock(mutex_);
     hurry_ = true;
+    if (resync_due_) {
+      SetStateLocked(State::kResyncing, "asked for");  // why the last attempt failed is no answer to this one
+    }
   }
   wake_.notify_all();
 }
@@ -175,14 +177,19 @@ void ReplicaLink::Maintain() {
     bool well = false;
     if (resync_due()) {
       in_sync = false;
-      next_try = BringBack() ? kRetryPause : std::min<nanoseconds>(2 * next_try, kLongestRetryPause);
+      const Attempt attempt = BringBack();
+      const nanoseconds longest = attempt == Attempt::kNoAnswer ? std::max<nanoseconds>(pause, kRetryPause)
+                                  : attempt == Attempt::kFailed ? kLongestRetryPause
+                                                                : kLongestPersonPause;
+      next_try = attempt == Attempt::kCounts ? kRetryPause : std::min<nanoseconds>(2 * next_try, longest);
       patience = Deadline::After(options_.deadline);
     } else {
-      next_try = kRetryPause;
+      next_try = std::min<nanoseconds>(pause, kRetryPause);
       well = Greet(in_sync ? patience : Deadline::After(options_.deadline));
-      if (well) {
+      if (well && !CountInSync()) {
+        in_sync = false;
+      } else if (well) {
         patience = Deadline::After(options_.deadline);
-        SetState(State::kInSync, "");
         if (!std::exchange(in_sync, true)) {
           owner_->Recovered(options_.index);
           patience = Deadline::After(options_.deadline);  // that may have taken long
@@ -194,7 +201,7 @@ void ReplicaLink::Maintain() {
       }
     }
     std::unique_lock lock(mutex_);
-    wake_.wait_for(lock, well ? pause : std::min<nanoseconds>(pause, next_try),
+    wake_.wait_for(lock, well ? pause : next_try,
                    [&] { return stopping_ || hurry_ || (well && resync_due_); });
     hurry_ = false;
     if (stopping_) {
@@ -206,6 +213,16 @@ void ReplicaLink::Maintain() {
 bool ReplicaLink::resync_due() const {
   const std::lock_guard lock(mutex_);
   return resync_due_;
+}
+
+// The greeting was answered. False when something else has been found out meanwhile.
+bool ReplicaLink::CountInSync() {
+  const std::lock_guard lock(mutex_);
+  if (resync_due_) {
+    return false;
+  }
+  SetStateLocked(State::kInSync, "");
+  return true;
 }
 
 // A greeting went unanswered, or cannot be answered as it should. False when that has lasted too long.
@@ -223,12 +240,14 @@ bool ReplicaLink::NoteSilence(Deadline patience) {
       return false;  // it was found out why
     }
     lock.unlock();
-    SetState(State::kDisconnected, fmt::format("no answer from {} for {} ms", options_.replica_node,
-                                               Milliseconds(options_.deadline).count()));
+    SetState(State::kDisconnected,
+             fmt::format("no answer from {} for {} ms", options_.replica_node,
+                         std::chrono::duration_cast<milliseconds>(options_.deadline).count()));
   }
   if (patience.Expired() && owner_->Lost(options_.index)) {
     const std::lock_guard lock(mutex_);
     resync_due_ = true;
+    ++demands_;
   }
   return false;
 }
@@ -278,179 +297,9 @@ int ReplicaLink::Exchange(FrameKind kind, FileId file, uint64_t order, WaitLevel
   }
 }
 
-// --- connections ---
-
-absl::StatusOr<control::ReplicaState> ReplicaLink::AskCopy(Deadline deadline) {
-  if (!reachable()) {
-    return absl::UnavailableError("cut off by the test bed");
-  }
-  control::CopyStateRequest request;
-  request.set_volume(Bytes(options_.volume));
-  request.set_node(options_.primary_node);
-  return control_.CopyState(request, Milliseconds(deadline.Remaining()));
-}
-
-// What is to be done with a copy of that state. Under mutex_.
-ReplicaLink::Verdict ReplicaLink::Evaluate(const control::ReplicaState& replica) const {
-  Verdict verdict;
-  verdict.superseded =
-      replica.epoch() > Raw(options_.epoch) || replica.mount_number() > options_.mount_number;
-  const RunningMount running{.mount_number = options_.mount_number,
-                             .first_held = log_.first(),
-                             .last = log_.last(),
-                             .replica_took_part = took_part_,
-                             .replica_is_member = is_member_};
-  verdict.decision = Decide(options_.history, running, HistoryOf(replica));
-  verdict.reason = Explain(verdict.decision);
-  verdict.unusable = verdict.decision == CopyDecision::kForeign;
-  if (verdict.superseded) {
-    verdict.unusable = true;
-    verdict.reason = fmt::format("{} follows epoch {} mount {}; this is epoch {} mount {}: stop this daemon",
-                                 options_.replica_node, replica.epoch(), replica.mount_number(),
-                                 Raw(options_.epoch), options_.mount_number);
-  } else if (!replica.refusal().empty()) {
-    verdict.unusable = true;
-    verdict.reason = replica.refusal();
-  }
-  return verdict;
-}
-
-// Whether we may send to the replica now.
-Error ReplicaLink::Judge(Deadline deadline) {
-  const absl::StatusOr<control::ReplicaState> replica = AskCopy(deadline);
-  if (!replica.ok()) {
-    if (!absl::IsUnavailable(replica.status()) && !absl::IsDeadlineExceeded(replica.status())) {
-      SetState(State::kStale, std::string(replica.status().message()));
-    }
-    return {ENOTCONN, "ask the replica what its copy is"};
-  }
-  bool unfit = false;
-  {
-    const std::lock_guard lock(mutex_);
-    const Verdict verdict = Evaluate(*replica);
-    stale_ = verdict.unusable;
-    if (verdict.unusable) {
-      SetStateLocked(State::kStale, verdict.reason);
-      return verdict.superseded ? Error{ESTALE, "connect to the replica: it follows a newer primary"}
-                                : Error{ESHUTDOWN, "connect to the replica: its copy cannot be used"};
-    }
-    if (resyncing_) {
-      // Only a copy that this resync has brought so far.
-      const bool ours = replica->resyncing() && replica->mount_number() == options_.mount_number &&
-                        replica->generation() == options_.history.generation &&
-                        replica->operation() + 1 >= log_.first() && replica->operation() <= log_.last();
-      return ours ? Error::Ok() : Error{ESHUTDOWN, "connect to the replica: its resync has to begin anew"};
-    }
-    const bool good = verdict.decision == CopyDecision::kNew || verdict.decision == CopyDecision::kContinue ||
-                      verdict.decision == CopyDecision::kReplay;
-    if (good && !resync_due_) {
-      took_part_ = true;
-      return Error::Ok();
-    }
-    unfit = !std::exchange(resync_due_, true);
-    if (unfit) {
-      SetStateLocked(State::kResyncing, verdict.reason);
-    }
-  }
-  if (unfit) {
-    owner_->Unfit(options_.index);
-  }
-  return {ESHUTDOWN, "connect to the replica: its copy has to be brought to ours first"};
-}
-
-Result<Connector::Connection> ReplicaLink::Connect(SessionId session, Sequence next_sequence,
-                                                   Deadline deadline) {
-  if (!reachable()) {
-    return Error{EHOSTUNREACH, "connect to the replica: cut off by the test bed"};
-  }
-  PMIRROR_RETURN_IF_ERROR(Judge(deadline));
-  Result<Connection> connection = Open(/*daemon=*/true, "pmirrord", session, next_sequence, deadline);
-  if (connection.ok()) {
-    courier_->Resumed(connection.value().resumed.operation_received);
-  }
-  return connection;
-}
-
-Result<Connector::Connection> ReplicaLink::ConnectProcess(const std::string& process, SessionId session,
-                                                          Sequence next_sequence, Deadline deadline) {
-  if (!reachable()) {
-    return Error{EHOSTUNREACH, "connect to the replica: cut off by the test bed"};
-  }
-  if (!owner_->Wanted(options_.index)) {
-    return Error{ENOTCONN, "connect to the replica: it is not in sync"};
-  }
-  return Open(/*daemon=*/false, process, session, next_sequence, deadline);
-}
-
-// Permission from the control service, then a socket by the first path that works.
-Result<Connector::Connection> ReplicaLink::Open(bool daemon, const std::string& process, SessionId session,
-                                                Sequence next_sequence, Deadline deadline) {
-  control::OpenSessionRequest request;
-  request.set_volume(Bytes(options_.volume));
-  request.set_node(options_.primary_node);
-  request.set_epoch(Raw(options_.epoch));
-  request.set_daemon(daemon);
-  request.set_session(Raw(session));
-  request.set_process(process);
-  request.set_generation(options_.history.generation);
-  request.set_mount_number(options_.mount_number);
-  const absl::StatusOr<control::OpenSessionReply> reply =
-      control_.OpenSession(request, Milliseconds(deadline.Remaining()));
-  if (!reply.ok()) {
-    const bool lost = absl::IsUnavailable(reply.status()) || absl::IsDeadlineExceeded(reply.status());
-    // A loss is told by the state, when it lasts.
-    events_.Report(lost ? Severity::kDebug : Severity::kWarning, "session_not_opened",
-                   {{"volume", options_.volume_name},
-                    {"node", options_.replica_node},
-                    {"process", process},
-                    {"reason", std::string(reply.status().message())}});
-    return Error{absl::IsFailedPrecondition(reply.status()) ? ESHUTDOWN : ENOTCONN,
-                 "open a session to the replica"};
-  }
-  if (daemon) {
-    const std::lock_guard lock(mutex_);
-    is_member_ = true;
-  }
-  std::array<std::byte, 16> ticket{};
-  if (reply->ticket().size() != ticket.size() || reply->data_addresses().empty()) {
-    return Error{EPROTO, "open a session: the replica's answer lacks a ticket or an address"};
-  }
-  std::memcpy(ticket.data(), reply->ticket().data(), ticket.size());
-  const HelloTerms terms{.volume = options_.volume,
-                         .kind = daemon ? SessionKind::kDaemon : SessionKind::kProcess,
-                         .ticket = ticket,
-                         .epoch = options_.epoch,
-                         .session = SessionId{reply->session()},
-                         .next_sequence = next_sequence};
-  const milliseconds path_timeout =
-      std::clamp(Milliseconds(options_.deadline / 2), kLeastPathTimeout, kDefaultPathTimeout);
-  const auto count = static_cast<size_t>(reply->data_addresses().size());
-  const size_t first = path_.load(std::memory_order_relaxed);
-  Error error{EHOSTUNREACH, "connect to the replica"};
-  for (size_t i = 0; i < count; ++i) {
-    const size_t index = (first + i) % count;
-    // A path that neither refuses nor answers may not use up the time of those that follow.
-    const Deadline share = Deadline::After(deadline.Remaining() / static_cast<int>(count - i));
-    Result<UniqueFd> socket = ConnectTcp(reply->data_addresses(static_cast<int>(index)), share, path_timeout);
-    if (!socket.ok()) {
-      error = socket.error();
-      continue;
-    }
-    // The ticket is good for one hello: what comes of it is the answer.
-    Result<Connection> connection = ExchangeHello(std::move(socket).value(), terms, deadline);
-    if (connection.ok()) {
-      path_.store(index, std::memory_order_relaxed);
-      return connection;
-    }
-    path_.store((index + 1) % count, std::memory_order_relaxed);
-    return connection.error();
-  }
-  return error;
-}
-
 absl::Status ReplicaLink::Leave(uint64_t last, milliseconds timeout) {
   control::LeaveRequest request;
-  request.set_volume(Bytes(options_.volume));
+  request.set_volume(UuidBytes(options_.volume));
   request.set_epoch(Raw(options_.epoch));
   request.set_operation(last);
   request.set_generation(options_.history.generation);

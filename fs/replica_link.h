@@ -117,7 +117,12 @@ class ReplicaLink final : public Connector {
   void SetState(State state, std::string reason);
   bool resync_due() const;
   bool NoteSilence(Deadline patience);
-  bool BringBack();
+  enum class Attempt { kCounts, kNoAnswer, kFailed, kForAPerson };
+  Attempt BringBack();
+  Attempt FailedAttempt(const absl::Status& status, bool given_up);
+  void BeginDemand(State state, std::string reason);
+  void EndDemand();
+  bool CountInSync();
   void SetStateLocked(State state, std::string reason);
 
   // The replica as the one who resynchronises it sees it.
@@ -158,6 +163,9 @@ class ReplicaLink final : public Connector {
   bool stale_ = false;      // it cannot be used, nor brought back by us
   bool hurry_ = false;
   bool resync_due_ = false;
+  uint64_t demands_ =
+      0;               // so often a resync was found to be due: one that began before does not serve the last
+  int demanding_ = 0;  // threads that have found so, and are taking the replica out of the set
   bool whole_resync_ = false;  // of the one that is due: what is known of the tree does not count
   int refusal_ = 0;            // errno of data that it refused; 0: none since it counted last
   bool resyncing_ = false;     // the thread is at it

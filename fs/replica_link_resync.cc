@@ -76,21 +76,23 @@ absl::StatusOr<recovery::BlockChecksums> ReplicaLink::Checksums(FileId file, Ext
   return RemoteTree(control_, options_.volume, kChecksumsTimeout).Checksums(file, extent, block);
 }
 
-// True when the copy counts again.
-bool ReplicaLink::BringBack() {
+ReplicaLink::Attempt ReplicaLink::BringBack() {
   const absl::StatusOr<control::ReplicaState> replica = AskCopy(Deadline::After(options_.deadline));
   if (!replica.ok()) {
     SetState(State::kDisconnected,
              fmt::format("no answer from {}: it is brought back when it answers", options_.replica_node));
-    return false;
+    return Attempt::kNoAnswer;
   }
+  uint64_t demands = 0;
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [&] { return demanding_ == 0; });  // until it is out of the set
+    demands = demands_;
     const Verdict verdict = Evaluate(*replica);
     if (verdict.unusable) {
       stale_ = true;
       SetStateLocked(State::kStale, verdict.reason);
-      return false;
+      return Attempt::kForAPerson;
     }
     stale_ = false;
     tree_as_of_.reset();
@@ -107,23 +109,41 @@ bool ReplicaLink::BringBack() {
   Peer peer(*this);
   const absl::Status status = owner_->Resync(options_.index, peer);
   const bool given_up = GivenUp();
-  const std::lock_guard lock(mutex_);
-  resyncing_ = false;
-  if (status.ok()) {
-    resync_due_ = false;
-    whole_resync_ = false;
-    refusal_ = 0;
-  } else if (refusal_ != 0) {
-    SetStateLocked(State::kFailed, RefusedReason(std::exchange(refusal_, 0)));
-  } else if (!given_up) {
-    const bool passes =
-        absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
-    SetStateLocked(passes                               ? State::kDisconnected
-                   : absl::IsFailedPrecondition(status) ? State::kStale
-                                                        : State::kFailed,
-                   fmt::format("the resync did not end: {}", std::string(status.message())));
+  {
+    const std::lock_guard lock(mutex_);
+    resyncing_ = false;
+    if (!status.ok()) {
+      return FailedAttempt(status, given_up);
+    }
+    if (demands_ == demands) {
+      resync_due_ = false;
+      whole_resync_ = false;
+      refusal_ = 0;
+      return Attempt::kCounts;
+    }
   }
-  return status.ok();
+  // It was made a member although another resync had been demanded meanwhile: out again, and once more.
+  owner_->Unfit(options_.index);
+  return Attempt::kFailed;
+}
+
+// Under mutex_.
+ReplicaLink::Attempt ReplicaLink::FailedAttempt(const absl::Status& status, bool given_up) {
+  if (refusal_ != 0) {
+    SetStateLocked(State::kFailed, RefusedReason(std::exchange(refusal_, 0)));
+    return Attempt::kForAPerson;
+  }
+  if (given_up) {
+    return Attempt::kNoAnswer;
+  }
+  const bool passes =
+      absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
+  const bool person = absl::IsFailedPrecondition(status);
+  SetStateLocked(passes   ? State::kDisconnected
+                 : person ? State::kStale
+                          : State::kFailed,
+                 fmt::format("the resync did not end: {}", std::string(status.message())));
+  return person ? Attempt::kForAPerson : Attempt::kFailed;
 }
 
 }  // namespace pmirror::fs

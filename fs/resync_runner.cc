@@ -8,12 +8,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "recovery/inventory.h"
-#include "recovery/tree_plan.h"
 
 namespace pmirror::fs {
 namespace {
@@ -23,6 +23,7 @@ using Step = recovery::ResyncMachine::Step;
 
 constexpr std::chrono::milliseconds kRetryPause{50};
 constexpr std::chrono::milliseconds kLongestPause{200};  // for programs, after one step
+constexpr size_t kMostMarked = 1000;  // files, one write to the map each; beyond, everything is marked
 
 uint64_t MountOf(FileId id) {
   return Raw(id) >> 40;
@@ -99,10 +100,7 @@ absl::Status ResyncRunner::RunStep(Machine& machine, ResyncPeer& peer) {
     case Step::kSend:
       return Send(machine);
     case Step::kEnd:
-      status = peer.End();
-      if (status.ok()) {
-        status = replicator_.Resynced(options_.replica, settle_);
-      }
+      status = End(peer);
       break;
     case Step::kAdmit:
       status = set_.Admit(options_.replica) ? absl::OkStatus()
@@ -178,10 +176,39 @@ absl::Status ResyncRunner::ChangeTree(ResyncPeer& peer) {
                     "pmirror did not make them; move them away",
                     plan.obstacles.size(), plan.obstacles.front().path));
   }
+  if (absl::Status status = MarkChanged(plan); !status.ok()) {
+    return status;
+  }
   if (absl::Status status = peer.ChangeTree(plan.operations); !status.ok()) {
     return status;
   }
   return peer.AdoptMount(operation);
+}
+
+// A file that the plan makes or cuts there has lost its bytes there, although no mark may say so: a power cut has taken back here an unlink or
+// a truncate that the replica has applied. Durably before it happens, because the next attempt finds the trees equal.
+absl::Status ResyncRunner::MarkChanged(const recovery::TreePlan& plan) {
+  recovery::MarkMap& marks = *replicator_.marks();
+  if (marks.AllMarked(options_.replica)) {
+    return absl::OkStatus();
+  }
+  std::set<FileId> changed;
+  for (const NamespaceOp& op : plan.operations) {
+    const bool changes =
+        op.kind == OpKind::kCreate || op.kind == OpKind::kCreateOrphan || op.kind == OpKind::kTruncate;
+    if (changes && regular_.contains(op.target) && MountOf(op.target) < marks.base_mount(options_.replica)) {
+      changed.insert(op.target);  // later ones are compared in any case (ListFiles)
+    }
+  }
+  if (changed.size() > kMostMarked) {
+    return marks.MarkAll(options_.replica);
+  }
+  for (const FileId id : changed) {
+    if (absl::Status status = marks.Mark(id); !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ResyncRunner::Join(ResyncPeer& peer) {
@@ -293,6 +320,19 @@ absl::Status ResyncRunner::Send(Machine& machine) {
   }
   machine.Sent();
   return absl::OkStatus();
+}
+
+// Files were compared as they are here: an operation that the comparison has seen, and that is still on its way, belongs to the copy before it
+// calls itself whole. Those whose local change is behind are in the log once the tree has rested.
+absl::Status ResyncRunner::End(ResyncPeer& peer) {
+  replicator_.WithTreeAtRest([](uint64_t) {});
+  if (absl::Status status = peer.DeliverAll(); !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = peer.End(); !status.ok()) {
+    return status;
+  }
+  return replicator_.Resynced(options_.replica, settle_);
 }
 
 // --- around it ---

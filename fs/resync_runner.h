@@ -19,6 +19,7 @@
 #include "fs/volume_replicator.h"
 #include "recovery/local_tree.h"
 #include "recovery/resync_machine.h"
+#include "recovery/tree_plan.h"
 
 namespace pmirror::fs {
 
@@ -57,10 +58,12 @@ class ResyncRunner {
   absl::Status RunStep(Machine& machine, ResyncPeer& peer);
   absl::Status Begin(ResyncPeer& peer);
   absl::Status ChangeTree(ResyncPeer& peer);
+  absl::Status MarkChanged(const recovery::TreePlan& plan);
   absl::Status Join(ResyncPeer& peer);
   absl::Status ListFiles(Machine& machine);
   absl::Status Compare(Machine& machine, ResyncPeer& peer);
   absl::Status Send(Machine& machine);
+  absl::Status End(ResyncPeer& peer);
   std::shared_ptr<FileState> Open(FileId file);
   absl::StatusOr<UniqueFd> OpenKnown(FileId file) const;
   absl::StatusOr<recovery::Inventory> TakeInventory();

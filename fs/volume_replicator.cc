@@ -148,6 +148,17 @@ void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
   unsettled_.erase(gone);
 }
 
+// The operation that has to be on a replica before anything is sent of the file as it is now, a barrier included (R5). An odd generation
+// names the operation before the one under way, whose local change may have taken effect: that one is in the log when the lock is free.
+uint64_t VolumeReplicator::LastOperationOf(FileState& file) {
+  const uint64_t generation = file.slot().size_generation.load(std::memory_order_acquire);
+  if (generation % 2 == 0) {
+    return generation / 2;
+  }
+  const std::lock_guard lock(namespace_mutex_);
+  return log_.last();
+}
+
 // Waits as the policy says until everybody whom the set asks for has applied the operation.
 int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   SyncObserver& observer = sender == Sender::kCaller ? static_cast<SyncObserver&>(*this) : own_waits_;

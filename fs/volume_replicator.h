@@ -162,6 +162,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   };
 
   int AwaitOperation(uint64_t number, Sender sender = Sender::kCaller);
+  uint64_t LastOperationOf(FileState& file);
   int MakeRoom();
   void NoteOrphans(const NamespaceOp& op);
   void DropIfGone(const NamespaceOp& op);

@@ -97,7 +97,7 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
 // on their way go first: on our session nothing may overtake them.
 int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, const ExtentSet& differing,
                               WaitLevel level, LocalPersist* local, Sender sender) {
-  int error = AwaitOperation(file.slot().size_generation.load(std::memory_order_acquire) / 2, sender);
+  int error = AwaitOperation(LastOperationOf(file), sender);
   if (error == 0) {
     const uint64_t mark = file.durability_mark();
     DescriptorSource source(file.backing_fd());

@@ -45,8 +45,8 @@ void VolumeReplicator::AddOrphans(recovery::Inventory& inventory) const {
 
 int VolumeReplicator::SendTo(size_t replica, FileState& file, Extent extent) {
   const auto patience = std::chrono::nanoseconds(page_.page().deadline_ns);
-  const uint64_t operation = file.slot().size_generation.load(std::memory_order_acquire) / 2;
-  if (const int error = replicas_[replica].operations->Deliver(operation, Deadline::After(patience));
+  if (const int error =
+          replicas_[replica].operations->Deliver(LastOperationOf(file), Deadline::After(patience));
       error != 0) {
     return error;
   }

@@ -84,6 +84,7 @@ class Daemon {
   bool Marked(FileId file, bool was_in_use);
   Task<int> AwaitOperation(uint64_t number, bool own);
   Task<int> Change(NamespaceOp& op, const std::function<void()>& told);
+  uint64_t LastOperationOf(FileId file);
   Task<int> TrySend(FileId file, Capture& capture, WaitLevel level, bool local, bool own);
   Task<int> Send(FileId file, Capture& capture, WaitLevel level, bool local);
   Task<int> CaptureAndSync(FileId file, Extent range, const Program* asking, bool local);

@@ -51,11 +51,15 @@ Sync::Terms Daemon::TermsOf(FileId file) {
   return terms;
 }
 
-Task<int> Daemon::TrySend(FileId file, Capture& capture, WaitLevel level, bool local, bool own) {
-  FileState& state = State(file);
+uint64_t Daemon::LastOperationOf(FileId file) {
   const uint64_t generation = Slot(file).slot->size_generation;
   const bool under_way = generation % 2 != 0 && !world_.Has(Planted::kSyncBesideTruncate);
-  int error = co_await AwaitOperation(under_way ? log_.last() : generation / 2, own);
+  return under_way ? log_.last() : generation / 2;
+}
+
+Task<int> Daemon::TrySend(FileId file, Capture& capture, WaitLevel level, bool local, bool own) {
+  FileState& state = State(file);
+  int error = co_await AwaitOperation(LastOperationOf(file), own);
   if (error == 0) {
     const uint64_t mark = state.changes;
     Sync::Terms terms = TermsOf(file);
@@ -89,7 +93,7 @@ Task<int> Daemon::Send(FileId file, Capture& capture, WaitLevel level, bool loca
 }
 
 Task<int> Daemon::SendTo(size_t replica, FileId file, Extent extent) {
-  const int delivered = co_await links_[replica]->courier().Deliver(Slot(file).slot->size_generation / 2,
+  const int delivered = co_await links_[replica]->courier().Deliver(LastOperationOf(file),
                                                                     world_.now() + world_.settings.deadline);
   if (delivered != 0) {
     co_return delivered;

@@ -51,7 +51,9 @@ Task<> Link::Maintain() {
     } else {
       next_try = kRetryPause;
       well = co_await Greet(in_sync_ ? patience : world_.now() + world_.settings.deadline);
-      if (well) {
+      if (well && resync_due_) {
+        in_sync_ = false;
+      } else if (well) {
         patience = world_.now() + world_.settings.deadline;
         if (!in_sync_) {
           SetInSync(true);
@@ -80,6 +82,7 @@ void Link::NoteSilence(Time patience) {
   in_sync_ = false;
   if (world_.now() >= patience && daemon_.Lost(index_)) {
     resync_due_ = true;
+    ++demands_;
   }
 }
 
@@ -173,6 +176,7 @@ Task<int> Link::Judge(Time deadline) {
   }
   if (!resync_due_) {
     resync_due_ = true;
+    ++demands_;
     world_.Trace("link {}: {}", index_, fs::Explain(decision));
     daemon_.Unfit(index_);
   }
@@ -180,11 +184,16 @@ Task<int> Link::Judge(Time deadline) {
 }
 
 Task<Connected> Link::Connect(SessionId session, Sequence next, Time deadline) {
+  const bool resyncing = resyncing_;
   const int judged = co_await Judge(deadline);
   if (judged != 0) {
     co_return Connected{.error = judged, .connection = nullptr};
   }
   Connected made = co_await Open(true, session, next, deadline);
+  if (made.error == 0 && (resyncing_ != resyncing || (resync_due_ && !resyncing_))) {
+    made.connection->Close(Side::kPrimary);
+    co_return Connected{.error = ESHUTDOWN, .connection = nullptr};
+  }
   if (made.error == 0) {
     courier_.Resumed(made.resumed.operation_received);
   }

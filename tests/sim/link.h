@@ -78,6 +78,7 @@ class Link : public Connecting {
   bool took_part_ = false;
   bool is_member_ = false;
   bool resync_due_ = false;
+  uint64_t demands_ = 0;
   bool resyncing_ = false;
   // Of the resync under way:
   std::optional<uint64_t> tree_as_of_;

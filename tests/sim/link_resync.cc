@@ -34,19 +34,21 @@ Task<bool> Link::BringBack() {
   if (decision == fs::CopyDecision::kReplay) {
     tree_as_of_ = copy->operation;
   }
+  const uint64_t demands = demands_;
   resyncing_ = true;
   world_.Trace("link {}: resync begins, {}", index_,
                tree_as_of_.has_value() ? "tree by replay" : "whole tree");
   const bool back = co_await RunResync();
   resyncing_ = false;
   world_.Trace("link {}: resync {}", index_, back ? "done" : "failed");
-  if (back) {
+  const bool counts = back && demands_ == demands;
+  if (counts) {
     proven_ = true;
     resync_due_ = false;
   } else {
     daemon_.SetLeave(index_);
   }
-  co_return back;
+  co_return counts;
 }
 
 Task<bool> Link::RunResync() {

@@ -14,6 +14,7 @@
 
 #include "fs/copy_decision.h"
 #include "fs/extent_set.h"
+#include "fs/in_sync_set.h"
 #include "fs/operation_log.h"
 #include "fs/shared_object.h"
 #include "fs/sync_rounds.h"
@@ -293,6 +294,19 @@ TEST(VolumePageOwner, AnAbandonedSizeOperationLeavesTheGenerationAsItWas) {
   (*owner)->EndSizeOperation(*slot, 40, 100);
   EXPECT_EQ(fields.size_generation.load(), 40U);
   EXPECT_EQ(fields.size.load(), 100U);
+}
+
+TEST(InSyncSet, OnlyAMemberThatLeavesIsRedundancyLost) {
+  auto owner = VolumePageOwner::Create({.replica_count = 2});
+  ASSERT_TRUE(owner.ok()) << owner.status();
+  InSyncSet set(**owner, 2);
+  EXPECT_TRUE(set.Leave(0));
+  EXPECT_FALSE(set.Leave(0));
+  set.Join(0);
+  EXPECT_FALSE(set.Leave(0)) << "nobody counted on a joiner";
+  EXPECT_FALSE(set.Wanted(0));
+  EXPECT_FALSE(set.Admit(0));
+  EXPECT_TRUE(set.member(1));
 }
 
 TEST(VolumePageOwner, SlotsRunOutWithAnErrorAndComeBack) {

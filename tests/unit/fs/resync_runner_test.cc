@@ -52,9 +52,14 @@ class FakePeer : public ResyncPeer {
     recovery::TreeItem root;
     root.id = FileId::kRoot;
     root.mode = S_IFDIR | 0755;
-    return recovery::Inventory{root};
+    recovery::Inventory inventory{root};
+    inventory.insert(inventory.end(), objects.begin(), objects.end());
+    return inventory;
   }
   absl::Status ChangeTree(std::span<const NamespaceOp> operations) override {
+    if (on_tree) {
+      on_tree();
+    }
     changes += operations.size();
     return Step("tree");
   }
@@ -63,7 +68,7 @@ class FakePeer : public ResyncPeer {
     const Error error = session_.EnsureConnected(Deadline::After(seconds(10)));
     return error.ok() ? Step("connect") : absl::UnavailableError("no connection");
   }
-  absl::Status DeliverAll() override { return absl::OkStatus(); }
+  absl::Status DeliverAll() override { return Step("deliver"); }
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override {
     if (on_compare) {
       on_compare(file);
@@ -89,6 +94,8 @@ class FakePeer : public ResyncPeer {
 
   std::optional<uint64_t> tree_as_of = 0;
   std::optional<uint64_t> followed = kMount;
+  recovery::Inventory objects;  // of its tree, beside the root
+  std::function<void()> on_tree;
   std::function<void(FileId)> on_compare;
   std::string fail_at;
   std::vector<std::string> calls;
@@ -190,7 +197,9 @@ TEST_F(ResyncRunnerTest, P5_ABlankReplicaGetsTheTreeThenJoinsThenGetsTheDataAndT
     EXPECT_FALSE(set_->member(0));
   };
   ASSERT_TRUE(runner_->Run(*peer_, counts_).ok());
-  EXPECT_THAT(peer_->calls, ElementsAre("begin", "inventory", "tree", "adopt", "connect", "compare", "end"));
+  EXPECT_THAT(peer_->calls, ElementsAre("begin", "inventory", "tree", "adopt", "connect", "deliver",
+                                        "compare", "deliver", "end"))
+      << "what has cut a file before it was compared has to be there as well";
   EXPECT_GT(peer_->changes, 0U);
   EXPECT_EQ(Replicated(kOld), "contents");
   EXPECT_TRUE(set_->member(0));
@@ -224,6 +233,27 @@ TEST_F(ResyncRunnerTest, P3_FilesMadeInAMountThatCrashedAreInDoubtByTheirIds) {
   EXPECT_EQ(Replicated(made), "made");
 }
 
+// A power cut has taken back an unlink, and a truncate, that the replica had applied: here the file is as it was, with no mark.
+TEST_F(ResyncRunnerTest, P5_AFileThatThePlanMakesOrCutsOnTheReplicaIsComparedAlthoughNothingMarksIt) {
+  Make("unlinked", kOld, "there again");
+  Make("truncated", kSettled, "as long as it was");
+  ASSERT_TRUE(marks_->Resynced(0, marks_->BeginSettle([](FileId) { return false; })).ok());
+  recovery::TreeItem cut;
+  cut.path = "truncated";
+  cut.id = kSettled;
+  cut.mode = S_IFREG | 0644;
+  peer_->objects.push_back(cut);
+  peer_->tree_as_of.reset();
+  peer_->on_tree = [&] {
+    EXPECT_THAT(marks_->Marked(0), testing::UnorderedElementsAre(kOld, kSettled))
+        << "a cut from here on has to leave them marked";
+  };
+  ASSERT_TRUE(runner_->Run(*peer_, counts_).ok());
+  EXPECT_EQ(Replicated(kOld), "there again");
+  EXPECT_EQ(Replicated(kSettled), "as long as it was");
+  EXPECT_TRUE(marks_->Marked(0).empty());
+}
+
 TEST_F(ResyncRunnerTest, P5_ACopyOfAnOlderMountThanTheMarksIsComparedAsAWhole) {
   Make("settled", kSettled, "not marked");
   peer_->followed = 0;
@@ -234,7 +264,7 @@ TEST_F(ResyncRunnerTest, P5_ACopyOfAnOlderMountThanTheMarksIsComparedAsAWhole) {
 TEST_F(ResyncRunnerTest, AStepThatFailsLeavesTheReplicaOutOfTheSetAndItsMarksInPlace) {
   const UniqueFd fd = Make("file", kOld, "contents");
   ASSERT_EQ(engine_->BeforeWriting(*engine_->Attach(kOld, fd.get())), 0);
-  for (const char* step : {"begin", "adopt", "connect", "compare", "end"}) {
+  for (const char* step : {"begin", "adopt", "connect", "deliver", "compare", "end"}) {
     peer_->fail_at = step;
     EXPECT_FALSE(runner_->Run(*peer_, counts_).ok()) << step;
     EXPECT_FALSE(set_->Wanted(0)) << step;

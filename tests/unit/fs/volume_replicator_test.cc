@@ -225,6 +225,40 @@ TEST_F(VolumeReplicatorTest, Trap8_ATruncateRaisesTheGenerationAndCapturesTheTai
   ::munmap(map, 8192);
 }
 
+// R5: a sync with nothing to send is a barrier, and a barrier carries the truncate, too.
+TEST_F(VolumeReplicatorTest, P1_ASyncThatBeginsBesideATruncateReturnsBehindIt) {
+  Start(OnLoss::kFail, seconds(20));
+  std::atomic<uint64_t> truncates_at_barrier{0};
+  replica().SetScript([&](const FakeReplica::Frame& frame) {
+    if (frame.kind() == FrameKind::kBarrier) {
+      truncates_at_barrier = replica().frames(FrameKind::kNamespaceOp);
+    }
+    return FakeReplica::Answer{};
+  });
+  std::atomic<bool> returned{false};
+  std::thread syncer;
+  ASSERT_EQ(engine_->ChangeSize(*file_,
+                                [&](NamespaceOp& op) {
+                                  EXPECT_EQ(::ftruncate(backing_.get(), 4096), 0);
+                                  syncer = std::thread([&] {
+                                    EXPECT_EQ(engine_->SyncOthers(*file_, {0, 4096}, stores_.owner), 0);
+                                    returned = true;
+                                  });
+                                  const Deadline deadline = Deadline::After(milliseconds(200));
+                                  while (!returned && !deadline.Expired()) {
+                                    std::this_thread::yield();
+                                  }
+                                  EXPECT_FALSE(returned) << "what it has to cover is not in the log yet";
+                                  op.kind = OpKind::kTruncate;
+                                  op.target = kFile;
+                                  op.extent = {4096, 0};
+                                  return 0;
+                                }),
+            0);
+  syncer.join();
+  EXPECT_EQ(truncates_at_barrier, 1U);
+}
+
 TEST_F(VolumeReplicatorTest, Trap5_ASyncTakesOverWhatProgramsStored) {
   Start(OnLoss::kFail, seconds(20));
   ASSERT_EQ(::pwrite(backing_.get(), "mapped", 6, 4096), 6);

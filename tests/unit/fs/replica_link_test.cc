@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A link to a replica that answers what its copy is and opens no session: when a resync is due, when it is tried, and what it is called.
+#include "fs/replica_link.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/control_service.h"
+
+namespace pmirror::fs {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using testing::HasSubstr;
+
+constexpr uint64_t kGeneration = 5;
+constexpr uint64_t kMount = 3;
+
+class SilentEvents : public EventSink {
+ public:
+  void Report(Severity, std::string_view, const Fields&) override {}
+};
+
+class FakeCopy : public server::ReplicaView {
+ public:
+  control::ReplicaState CopyState() override {
+    const std::lock_guard lock(mutex_);
+    return state_;
+  }
+  absl::StatusOr<control::OpenSessionReply> OpenSession(const control::OpenSessionRequest&) override {
+    return absl::UnavailableError("not in this test");
+  }
+  absl::Status Leave(const control::LeaveRequest&) override { return absl::OkStatus(); }
+  absl::StatusOr<control::BeginResyncReply> BeginResync(const control::BeginResyncRequest&) override {
+    return control::BeginResyncReply();
+  }
+  absl::Status ChangeTree(const control::ChangeTreeRequest&) override { return absl::OkStatus(); }
+  absl::Status AdoptMount(const control::AdoptMountRequest&) override { return absl::OkStatus(); }
+  absl::Status EndResync(const control::EndResyncRequest&) override { return absl::OkStatus(); }
+  absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail) override {
+    return recovery::Inventory();
+  }
+  absl::StatusOr<recovery::BlockChecksums> Checksums(FileId, Extent, uint32_t) override {
+    return recovery::BlockChecksums();
+  }
+  void FillStatus(control::VolumeStatus&) override {}
+  void SetReachable(const std::string&, bool) override {}
+
+  // It followed `mount` of `generation`, and that did not end cleanly.
+  void Set(uint64_t generation, uint64_t mount) {
+    const std::lock_guard lock(mutex_);
+    state_.set_generation(generation);
+    state_.set_mount_number(mount);
+  }
+
+ private:
+  std::mutex mutex_;
+  control::ReplicaState state_;
+};
+
+class FakeOwner : public LinkOwner {
+ public:
+  void Recovered(size_t) override {}
+  bool Lost(size_t) override {
+    ++out_;
+    return true;
+  }
+  void Unfit(size_t) override { ++out_; }
+  absl::Status Resync(size_t, ResyncPeer& peer) override {
+    out_ = 0;
+    whole_.push_back(!peer.FollowedMount().has_value());
+    absl::Status status = on_resync(static_cast<int>(whole_.size()));
+    ++attempts_;
+    return status;
+  }
+  bool Wanted(size_t) override { return true; }
+
+  int attempts() const { return attempts_; }
+  // It was taken out of the set since the last resync began.
+  bool out() const { return out_ != 0; }
+  // Of each resync. Requires: none runs.
+  const std::vector<bool>& whole() const { return whole_; }
+
+  std::function<absl::Status(int attempt)> on_resync = [](int) { return absl::OkStatus(); };
+
+ private:
+  std::atomic<int> attempts_ = 0;
+  std::atomic<int> out_ = 0;
+  std::vector<bool> whole_;
+};
+
+class ReplicaLinkTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (std::filesystem::temp_directory_path() / "pmirror-link-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    config_.name = "n2";
+    config_.file = "n2.toml";
+    config_.state_dir = name;
+    config_.peers = {{"n1", {"192.0.2.1:7400"}}};
+    config_.volumes.emplace_back();
+    config_.volumes.back().name = "v0";
+    config_.volumes.back().nodes = {"n1", "n2"};
+    config_.volumes.back().rpo = "0";
+    config_.volumes.back().primary = "n1";
+    peers_ = std::make_unique<server::PeerWatch>(config_, 1, nullptr);
+    service_ = std::make_unique<server::ControlService>(
+        config_, 1, *peers_, journal_,
+        std::vector<server::ServedVolume>{{&config_.volumes[0], nullptr, &copy_}});
+    ASSERT_TRUE(service_->Start().ok());
+    copy_.Set(kGeneration, kMount - 1);
+    link_ = std::make_unique<ReplicaLink>(ReplicaLink::Options{.volume_name = "v0",
+                                                               .volume = config_.volumes[0].uuid,
+                                                               .primary_node = "n1",
+                                                               .replica_node = "n2",
+                                                               .index = 0,
+                                                               .control = {config_.ControlSocket()},
+                                                               .epoch = Epoch{1},
+                                                               .mount_number = kMount,
+                                                               .history = {.generation = kGeneration,
+                                                                           .mount_number = kMount - 1,
+                                                                           .operation = 0,
+                                                                           .clean = false},
+                                                               .deadline = milliseconds(40)},
+                                          log_, events_);
+  }
+  void TearDown() override {
+    link_.reset();
+    service_.reset();
+    peers_.reset();
+    std::filesystem::remove_all(config_.state_dir);
+  }
+  static bool Eventually(const std::function<bool()>& condition) {
+    const Deadline deadline = Deadline::After(seconds(20));
+    while (!condition() && !deadline.Expired()) {
+      std::this_thread::yield();
+    }
+    return condition();
+  }
+  ReplicaLink::State State() { return link_->status().state; }
+
+  SilentEvents events_;
+  OperationLog log_;
+  server::Config config_;
+  FakeCopy copy_;
+  server::EventJournal journal_{{.node = "n2", .held = 5}};
+  std::unique_ptr<server::PeerWatch> peers_;
+  std::unique_ptr<server::ControlService> service_;
+  FakeOwner owner_;
+  std::unique_ptr<ReplicaLink> link_;
+};
+
+TEST_F(ReplicaLinkTest, P5_AFullResyncThatIsAskedForDuringAnotherIsDoneBehindIt) {
+  owner_.on_resync = [&](int attempt) {
+    if (attempt == 1) {
+      link_->DemandResync();
+    } else {
+      copy_.Set(kGeneration + 1, kMount);  // no third one
+    }
+    return absl::OkStatus();
+  };
+  link_->Start(owner_);
+  ASSERT_TRUE(Eventually([&] { return owner_.attempts() == 2; }));
+  link_->Stop();
+  EXPECT_EQ(owner_.whole(), (std::vector<bool>{false, true}));
+}
+
+TEST_F(ReplicaLinkTest, P5_WhatARunningResyncMadeAMemberDoesNotCountWhenItRefusedDataMeanwhile) {
+  owner_.on_resync = [&](int attempt) {
+    if (attempt == 1) {
+      link_->Refused(ENOSPC);
+      return absl::OkStatus();
+    }
+    return absl::FailedPreconditionError("as the test wants");
+  };
+  link_->Start(owner_);
+  ASSERT_TRUE(Eventually([&] { return owner_.attempts() == 2; }));
+  EXPECT_NE(State(), ReplicaLink::State::kInSync);
+}
+
+TEST_F(ReplicaLinkTest, APersonWhoAsksAgainDoesNotReadWhyTheLastAttemptFailed) {
+  std::mutex running;
+  std::unique_lock held(running);
+  owner_.on_resync = [&](int attempt) {
+    if (attempt > 1) {
+      const std::lock_guard lock(running);
+    }
+    return absl::FailedPreconditionError("the cause");
+  };
+  link_->Start(owner_);
+  ASSERT_TRUE(Eventually([&] { return State() == ReplicaLink::State::kStale; }));
+  EXPECT_THAT(link_->status().reason, HasSubstr("the cause"));
+  link_->Hurry();
+  EXPECT_EQ(State(), ReplicaLink::State::kResyncing);
+  held.unlock();
+  link_->Stop();
+}
+
+TEST_F(ReplicaLinkTest, AttemptsThatOnlyAPersonCanHelpBecomeRare) {
+  owner_.on_resync = [](int) { return absl::FailedPreconditionError("the cause"); };
+  link_->Start(owner_);
+  ASSERT_TRUE(Eventually([&] { return owner_.attempts() == 1; }));
+  // Sleep because: this is the time in which it must not happen again and again.
+  std::this_thread::sleep_for(milliseconds(1000));
+  EXPECT_LE(owner_.attempts(), 10) << "each costs a walk through both trees";
+}
+
+TEST_F(ReplicaLinkTest, P6_ACopyOfAnotherHistoryDoesNotStayAMember) {
+  copy_.Set(kGeneration + 1, kMount - 1);
+  link_->Start(owner_);
+  ASSERT_TRUE(Eventually([&] { return State() == ReplicaLink::State::kStale; }));
+  EXPECT_TRUE(Eventually([&] { return owner_.out(); }));
+  EXPECT_EQ(owner_.attempts(), 0);
+  copy_.Set(kGeneration, kMount - 1);  // a person has put the right one there
+  link_->Hurry();
+  EXPECT_TRUE(Eventually([&] { return owner_.attempts() == 1; }));
+}
+
+}  // namespace
+}  // namespace pmirror::fs

@@ -81,7 +81,7 @@ struct VolumePage {
   std::atomic<uint32_t>
       unproven;  // bit a replica: a member whose copy has not been found good in this mount yet
   std::atomic<uint32_t> trail_acks;  // futex word: counted up when a replica that trails has caught up some
-  uint32_t trails;  // bit a replica: it trails while it is well; fixed while mounted
+  uint32_t trails;                   // bit a replica: it trails while it is well; fixed while mounted
   // Number of the last cut, twice; and 1 while another is announced (docs/internals/rpo.md).
   std::atomic<uint64_t> cut;
   TrailLimits trail[kMaxReplicas];

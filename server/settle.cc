@@ -54,6 +54,11 @@ absl::StatusOr<std::string> CompleteBatch(const std::string& backing, const std:
     return volume.status();
   }
   const ReplicaVolume::State state = (*volume)->state();
+  if (!state.promotable) {
+    return absl::DataLossError(fmt::format(
+        "{}: what its files show is perhaps half of a batch, and only a resync makes it whole: {}", backing,
+        state.image));
+  }
   if (absl::Status status = (*volume)->Shutdown(); !status.ok()) {
     return status;
   }

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <regex>
 
 namespace pmirror::cli {
 namespace {
@@ -115,6 +116,15 @@ absl::Status CheckOptions(const SandboxOptions& options) {
   }
   if (options.volumes < 1 || options.volumes > kMaxSandboxVolumes) {
     return refuse(fmt::format("--volumes {}: allowed are 1 to {}", options.volumes, kMaxSandboxVolumes));
+  }
+  static const std::regex rpo("0|[0-9]+(us|ms|s|m|h|KiB|MiB|GiB|syncs)");
+  if (!std::regex_match(options.rpo, rpo)) {
+    return refuse(fmt::format(
+        "--rpo {}: allowed: 0, a time as in 50ms, a size as in 1MiB, or a number of syncs as in 100syncs",
+        options.rpo));
+  }
+  if (options.on_lag != "throttle" && options.on_lag != "proceed") {
+    return refuse(fmt::format("--on-lag {}: allowed: throttle, proceed", options.on_lag));
   }
   if (options.arbiter == "etcd") {
     return refuse("--arbiter etcd: needs failover, which this version does not have; use manual");

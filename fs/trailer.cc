@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See trailer.h.
+// Who ships what when, and what an acknowledgement means for those who wait. See trailer.h.
 #include "fs/trailer.h"
 
 #include <algorithm>

@@ -176,6 +176,13 @@ bool MappedFile::Alone() {
   return Unserved().ok() && volume().Alone() && runtime_.link().Lives();  // asked last, as in CaptureOnce
 }
 
+bool MappedFile::OnlyTrails() {
+  const SyncGate::Pass pass(runtime_.gate());
+  const SetWord set = LoadSet(volume().page());
+  return entry_.order.load(std::memory_order_acquire) != nullptr && volume().ready() && set.sent_to() == 0 &&
+         set.trailing() != 0;
+}
+
 bool MappedFile::OthersMayBeDirty() {
   const SyncGate::Pass pass(runtime_.gate());
   const FileSlot* slot = entry_.slot.load(std::memory_order_acquire);

@@ -32,6 +32,7 @@ class MappedFile : public SyncedFile, private ByteSource {
   }
   Error Capture(std::span<const Extent> extents, LocalPersist* local) override;
   bool Alone() override;
+  bool OnlyTrails() override;
   bool OthersMayBeDirty() override;
   Error SyncOthers(Extent range) override;
   Deadline WaitDeadline() override { return volume().WaitDeadline(); }

@@ -3,6 +3,11 @@
 #include "interpose/sync_range.h"
 
 namespace pmirror::interpose {
+namespace {
+
+constexpr uint64_t kCopiedUnscanned = 16 * 1024;  // bytes; a scan and the faults that it causes cost as much
+
+}  // namespace
 
 Error SyncRange(TicketLog& tickets, const SyncRequest& request, SyncedFile& file, std::span<Extent> room) {
   if (file.Alone()) {
@@ -15,6 +20,18 @@ Error SyncRange(TicketLog& tickets, const SyncRequest& request, SyncedFile& file
       tickets.CountSync(request.volume);
       return Error::Ok();
     }
+  }
+  if (request.range.length <= kCopiedUnscanned && file.OnlyTrails()) {
+    // As a flush of named words: the bytes are those of the file, whoever stored them, so that nobody else has to be asked or waited for; and
+    // the pages stay dirty. Whoever counts again meanwhile is sent them by the same capture.
+    ExtentList named(room);
+    named.Add(request.range);
+    named.ClipToSize(file.Size());
+    Error captured = file.Capture(named.extents(), request.local);
+    if (captured.ok()) {
+      tickets.CountSync(request.volume);
+    }
+    return captured;
   }
   ExtentList extents(room);
   TicketLog::Others others;

@@ -28,6 +28,9 @@ class SyncedFile {
   // There is no replica to send to, and the owner's policy is to go on: what the replicas lack, the file's mark stands for
   // (docs/internals/resync.md).
   virtual bool Alone() = 0;
+  // Nobody is sent what is synced, and somebody trails (docs/internals/rpo.md): then to copy a few pages costs less than to find out which
+  // of them were stored to.
+  virtual bool OnlyTrails() { return false; }
   // Somebody else may hold dirty ranges of the file. Asked after the scan and after the wait for other
   // threads.
   virtual bool OthersMayBeDirty() = 0;

@@ -50,6 +50,7 @@ class FakeFile : public SyncedFile {
     return error == 0 || extents.empty() ? Error::Ok() : Error{error, "the fake replica"};
   }
   bool Alone() override { return alone-- > 0; }
+  bool OnlyTrails() override { return only_trails; }
   bool OthersMayBeDirty() override { return others; }
   Error SyncOthers(Extent) override {
     ++asked;
@@ -84,6 +85,7 @@ class FakeFile : public SyncedFile {
   std::atomic<bool> others{false};
   std::atomic<int> asked{0};
   std::atomic<int> alone{0};  // so many looks find no replica
+  bool only_trails = false;
   std::atomic<uint64_t> size{100};
   std::chrono::milliseconds patience{20000};
 
@@ -155,6 +157,29 @@ TEST_F(SyncRangeTest, Trap16_AReplicaThatJoinsWhileASyncIsAloneGetsItsBytes) {
   file_.Store(3);
   file_.alone = 1;  // the second look finds a joiner
   EXPECT_EQ(Sync(), 0);
+  EXPECT_EQ(file_.capture(0), (Extents{{3, 1}}));
+}
+
+TEST_F(SyncRangeTest, P1_ForReplicasThatTrailAFewPagesAreCopiedAsTheyAreAndStayDirty) {
+  file_.only_trails = true;
+  file_.others = true;
+  file_.Store(3);
+  CountingPersist local;
+  EXPECT_EQ(Sync({0, 100}, false, &local), 0);
+  EXPECT_EQ(file_.capture(0), (Extents{{0, 100}})) << "also what others stored there: nobody has to be asked";
+  EXPECT_EQ(local.calls, 1);
+  EXPECT_EQ(table_->acknowledged_syncs[0].load(), 1u);
+  EXPECT_EQ(Tickets(TicketState::kFree), kMaxTickets);
+  file_.only_trails = false;
+  file_.others = false;
+  EXPECT_EQ(Sync(), 0);
+  EXPECT_EQ(file_.capture(1), (Extents{{3, 1}}));
+}
+
+TEST_F(SyncRangeTest, ForReplicasThatTrailALargeRangeIsScanned) {
+  file_.only_trails = true;
+  file_.Store(3);
+  EXPECT_EQ(Sync({0, 1 << 20}), 0);
   EXPECT_EQ(file_.capture(0), (Extents{{3, 1}}));
 }
 

@@ -2,6 +2,8 @@
 // The order of the steps is the point: see the rules in ticket_log.h.
 #include "interpose/sync_range.h"
 
+#include "replication/signal_guard.h"
+
 namespace pmirror::interpose {
 namespace {
 
@@ -24,10 +26,14 @@ Error SyncRange(TicketLog& tickets, const SyncRequest& request, SyncedFile& file
   if (request.range.length <= kCopiedUnscanned && file.OnlyTrails()) {
     // As a flush of named words: the bytes are those of the file, whoever stored them, so that nobody else has to be asked or waited for; and
     // the pages stay dirty. Whoever counts again meanwhile is sent them by the same capture.
-    ExtentList named(room);
-    named.Add(request.range);
-    named.ClipToSize(file.Size());
-    Error captured = file.Capture(named.extents(), request.local);
+    Error captured = request.local != nullptr ? request.local->Persist() : Error::Ok();
+    const SignalBlock block;  // one, instead of several inside
+    if (captured.ok()) {
+      ExtentList named(room);
+      named.Add(request.range);
+      named.ClipToSize(file.Size());
+      captured = file.Capture(named.extents(), nullptr);
+    }
     if (captured.ok()) {
       tickets.CountSync(request.volume);
     }

@@ -66,11 +66,14 @@ Error Sync::Converge() {
         return Error::Ok();
       }
     }
-    if (patience_.RanOut()) {
-      return {patience_.error(), "replicate: no answer from the replica within the deadline"};
-    }
     if (uncaptured != 0) {
       PMIRROR_RETURN_IF_ERROR(CaptureFor(uncaptured));
+      if ((uncaptured & ~done_) == 0) {
+        continue;  // that took no time
+      }
+    }
+    if (patience_.RanOut()) {
+      return {patience_.error(), "replicate: no answer from the replica within the deadline"};
     }
     if (missing == 0 && (MaySucceed(page_, set) || uncaptured != 0)) {
       continue;

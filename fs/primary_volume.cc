@@ -203,9 +203,6 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
           .volume_name = options_.name,
           .mount_number = record_.mount_number,
           .marks = marks_.get(),
-          // Not compared: a frame of the killed program, or of one that stored there before it, may still be on its way, and only bytes
-          // sent under a newer order number come behind it.
-          .checksums = {},
           .refused = [this](size_t replica, int error) { links_[replica]->Refused(error); },
           .sync_backing = [this] { return SyncBacking(); }},
       *page_, log_, paths, *staging_, events_);

@@ -100,8 +100,6 @@ class ReplicaLink final : public Connector {
   Result<Connection> ConnectProcess(const std::string& process, SessionId session, Sequence next_sequence,
                                     Deadline deadline);
 
-  absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block);
-
   // The mount ends cleanly after operation `last`.
   absl::Status Leave(uint64_t last, std::chrono::milliseconds timeout);
 

@@ -14,7 +14,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
-constexpr milliseconds kChecksumsTimeout{20000};
 constexpr milliseconds kLeastConnect{2000};  // for a replica that has just answered
 
 }  // namespace
@@ -71,10 +70,6 @@ class ReplicaLink::Peer final : public RemoteCopy {
  private:
   ReplicaLink& link_;
 };
-
-absl::StatusOr<recovery::BlockChecksums> ReplicaLink::Checksums(FileId file, Extent extent, uint32_t block) {
-  return RemoteTree(control_, options_.volume, kChecksumsTimeout).Checksums(file, extent, block);
-}
 
 ReplicaLink::Attempt ReplicaLink::BringBack() {
   const absl::StatusOr<control::ReplicaState> replica = AskCopy(Deadline::After(options_.deadline));

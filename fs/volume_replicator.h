@@ -21,7 +21,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 
 #include "fs/event_sink.h"
 #include "fs/file_state.h"
@@ -32,7 +32,6 @@
 #include "fs/replicator.h"
 #include "fs/sync_rounds.h"
 #include "fs/volume_page_owner.h"
-#include "recovery/block_checksums.h"
 #include "recovery/mark_map.h"
 #include "recovery/tree_item.h"
 #include "replication/replicate.h"
@@ -52,10 +51,6 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
     std::string volume_name;
     uint64_t mount_number = 0;
     recovery::MarkMap* marks = nullptr;  // null: nothing is recorded, which suits tests only
-    // Of a replica's copy. Unset: what may differ is sent without being compared.
-    std::function<absl::StatusOr<recovery::BlockChecksums>(size_t replica, FileId file, Extent extent,
-                                                           uint32_t block)>
-        checksums;
     // The policy is to go on, and this replica refuses what it is sent. Any thread.
     std::function<void(size_t replica, int error)> refused = [](size_t, int) {};
     // Makes the whole backing directory durable; 0 or an errno.
@@ -170,8 +165,6 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local);
   int TrySend(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
               Sender sender);
-  int TrySend(FileState& file, FileState::Capture& capture, const ExtentSet& differing, WaitLevel level,
-              LocalPersist* local, Sender sender);
   int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
   int Barrier();
   void Trim();
@@ -183,8 +176,6 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void Converge();
   void Settle();
   bool ConvergeOnce();
-  int Bring(FileState& file);
-  ExtentSet Differing(FileState& file, const ExtentSet& doubtful);
   void NoteConvergeError(const FileState& file, int error);
 
   const Options options_;

@@ -7,15 +7,11 @@
 #include <utility>
 
 #include "fs/volume_replicator.h"
-#include "recovery/resync_machine.h"
 
 namespace pmirror::fs {
 namespace {
 
 constexpr int kMountShift = 40;  // of an id: the mount in which it was given (docs/internals/architecture.md)
-constexpr uint64_t kWorthComparing = 256 << 10;  // bytes; fewer are sent sooner than asked about
-constexpr uint64_t kComparedAtOnce = 64 << 20;
-constexpr uint32_t kComparedBlock = 4 << 10;
 constexpr uint64_t kLeastBytes = 4096;  // of a file in doubt whose size is not known
 
 }  // namespace
@@ -53,36 +49,6 @@ int VolumeReplicator::SendTo(size_t replica, FileState& file, Extent extent) {
   Replication only(page_.page(), sessions_, staging_, own_waits_, replica);
   DescriptorSource source(file.backing_fd());
   return only.Replicate(file.target(), {&extent, 1}, source, WaitLevel::kReceived, nullptr).code;
-}
-
-// What of it some replica does not hold. A program that was killed leaves whole mappings in doubt of which it stored to a few pages.
-ExtentSet VolumeReplicator::Differing(FileState& file, const ExtentSet& doubtful) {
-  if (!options_.checksums || doubtful.bytes() < kWorthComparing) {
-    return doubtful;
-  }
-  ExtentSet differing;
-  const SetWord set = LoadSet(page_.page());
-  for (size_t replica = 0; replica < replicas_.size(); ++replica) {
-    if (((set.members() | set.joiners()) & (1U << replica)) == 0) {
-      continue;
-    }
-    for (const Extent& whole : doubtful.extents()) {
-      for (Extent part = whole; part.length != 0 && part.offset < file.size();) {
-        const Extent chunk{part.offset, std::min(part.length, kComparedAtOnce)};
-        part = {chunk.end(), part.length - chunk.length};
-        const auto theirs = options_.checksums(replica, file.id(), chunk, kComparedBlock);
-        const auto ours =
-            theirs.ok() ? recovery::ChecksumBlocks(file.backing_fd(), chunk, kComparedBlock) : theirs;
-        if (!ours.ok()) {
-          return doubtful;  // not known: all of it
-        }
-        for (const Extent& extent : recovery::DifferingBlocks(*ours, *theirs, chunk, kComparedBlock)) {
-          differing.Add(extent);
-        }
-      }
-    }
-  }
-  return differing;
 }
 
 // --- marks ---

@@ -14,7 +14,6 @@
 #include <thread>
 #include <vector>
 
-#include "recovery/block_checksums.h"
 #include "recovery/mark_map.h"
 #include "tests/unit/replication/fake_replica.h"
 
@@ -499,30 +498,6 @@ TEST_F(MarkedVolumeTest, BytesInDoubtAreThoseOfMarkedFilesOpenOrClosed) {
   EXPECT_EQ(engine_->MarkedBytes(0), 8292U);
   file_.reset();
   EXPECT_EQ(engine_->MarkedBytes(0), 8292U);
-}
-
-// --- what may differ ---
-
-TEST_F(VolumeReplicatorTest, Trap7_OfAMappingInDoubtOnlyTheBlocksThatDifferTravel) {
-  constexpr uint64_t kSize = 1 << 20;
-  options_.checksums = [this](size_t, FileId, Extent extent,
-                              uint32_t block) -> absl::StatusOr<recovery::BlockChecksums> {
-    const UniqueFd copy(::memfd_create("copy", MFD_CLOEXEC));
-    const std::vector<std::byte> image = replica().Image(kFile);
-    EXPECT_EQ(::pwrite(copy.get(), image.data(), image.size(), 0), static_cast<ssize_t>(image.size()));
-    return recovery::ChecksumBlocks(copy.get(), extent, block);
-  };
-  Start(OnLoss::kFail, seconds(20));
-  ASSERT_EQ(Write(0, std::string(kSize, 'a')), 0);
-  const uint64_t before = replicas_[0]->session->counters().bytes;
-  ASSERT_EQ(::pwrite(backing_.get(), "new", 3, 5 * 4096), 3);  // by a mapping whose process was killed
-  engine_->Start();
-  const Extent whole{0, kSize};
-  engine_->Hold(file_, {&whole, 1});
-  EXPECT_TRUE(Eventually([&] { return Replicated(5 * 4096, 3) == "new" && !file_->dirty(); }));
-  EXPECT_LT(replicas_[0]->session->counters().bytes - before, 3 * 4096U);
-  EXPECT_TRUE(flag()) << "what the replica had may not be durable there";
-  engine_->Stop();
 }
 
 }  // namespace

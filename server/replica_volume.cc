@@ -282,11 +282,8 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
   if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("connections of the volume have not ended yet; try again");
   }
-  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
-      error != 0) {
-    storage_error_ = error;
-    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
-                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  if (absl::Status status = PersistAll(); !status.ok()) {
+    return status;
   }
   VolumeRecord next = record_;
   next.clean = true;
@@ -296,6 +293,17 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
   spdlog::info("event=primary_left volume={} mount_number={} operation={}", options_.name,
                departure.mount_number, departure.operation);
   return StoreRecord(next);
+}
+
+// Also of a barrier that has failed before: what the storage holds cannot be believed since.
+absl::Status ReplicaVolume::PersistAll() {
+  const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
+  if (error == 0) {
+    return absl::OkStatus();
+  }
+  storage_error_ = error;
+  return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
+                                          " failed: ", absl::ErrnoToStatus(error, "").ToString()));
 }
 
 std::string ReplicaVolume::Refusal() const {

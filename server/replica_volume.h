@@ -197,6 +197,7 @@ class ReplicaVolume {
   absl::Status Adopt(const SessionRequest& request);
   absl::Status StoreRecord(const VolumeRecord& record);
   std::string Refusal() const;
+  absl::Status PersistAll();
   absl::Status ContinueUndo();
   absl::Status BeginUndo();
   void FillPromotable(State& state) const;

@@ -55,11 +55,8 @@ absl::Status ReplicaVolume::BeginUndo() {
   }
   const std::lock_guard tree_lock(namespace_mutex_);
   domain_->TreeChanged();
-  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
-      error != 0) {
-    storage_error_ = error;
-    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
-                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  if (absl::Status status = PersistAll(); !status.ok()) {
+    return status;
   }
   UndoPoint point{.record = record_};
   point.record.operation = applied_operation();
@@ -176,11 +173,8 @@ absl::Status ReplicaVolume::EndResync(uint64_t token) {
   }
   const uint64_t operation = applied_operation();
   domain_->TreeChanged();
-  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
-      error != 0) {
-    storage_error_ = error;
-    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
-                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  if (absl::Status status = PersistAll(); !status.ok()) {
+    return status;
   }
   VolumeRecord next = record_;
   next.operation = operation;

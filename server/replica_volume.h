@@ -87,7 +87,7 @@ class ReplicaVolume {
   // older sessions may have been ended.
   absl::StatusOr<SessionTable::Permit> PrepareSession(const SessionRequest& request);
 
-  // --- a resync (docs/internals/resync.md); `token` is BeginResync's, kFailedPrecondition when another has begun since ---
+  // --- a resync (docs/internals/resync.md); `token` is BeginResync's, kAborted when another has begun since ---
 
   struct ResyncRequest {
     std::string node;  // of the primary

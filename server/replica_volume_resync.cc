@@ -121,7 +121,7 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
 absl::Status ReplicaVolume::CheckToken(uint64_t token) const {
   return token != 0 && token == resync_.token
              ? absl::OkStatus()
-             : absl::FailedPreconditionError(
+             : absl::AbortedError(
                    absl::StrCat("this resync of ", options_.name, " was ended by another, or by a restart"));
 }
 

@@ -122,6 +122,17 @@ TEST_F(ReplicaResyncTest, P2_AResyncThatIsBegunAgainStillLeadsToTheSamePoint) {
   EXPECT_TRUE(std::filesystem::exists(bed_.backing / "other"));
 }
 
+TEST_F(ReplicaResyncTest, AResyncThatAnotherHasEndedIsAbortedSoThatItIsBegunAnew) {
+  ASSERT_TRUE(BeginResync().ok());
+  const uint64_t first = token_;
+  ASSERT_TRUE(BeginResync().ok());
+  EXPECT_EQ(bed_.volume().ChangeTree(first, CreateOp(12, 1, "new")).code(), Code::kAborted);
+  EXPECT_EQ(bed_.volume().AdoptMount(first, 40).code(), Code::kAborted);
+  EXPECT_EQ(bed_.volume().EndResync(first).code(), Code::kAborted);
+  Restart();
+  EXPECT_EQ(bed_.volume().AdoptMount(token_, 40).code(), Code::kAborted);
+}
+
 TEST_F(ReplicaResyncTest, P5_AResyncThatHasEndedIsNotTakenBackWhateverTheCrashLeft) {
   ASSERT_TRUE(BeginResync().ok());
   ChangeEverything();

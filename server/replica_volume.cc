@@ -116,8 +116,9 @@ absl::Status ReplicaVolume::OpenBacking() {
 absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const SessionRequest& request) {
   const std::lock_guard lock(control_mutex_);
   if (absl::Status status = CheckRequest(request); !status.ok()) {
-    spdlog::warn("event=session_refused volume={} node={} epoch={} reason=\"{}\"", options_.name,
-                 request.node, Raw(request.epoch), std::string(status.message()));
+    spdlog::log(absl::IsUnavailable(status) ? spdlog::level::debug : spdlog::level::warn,
+                "event=session_refused volume={} node={} epoch={} reason=\"{}\"", options_.name, request.node,
+                Raw(request.epoch), std::string(status.message()));
     return status;
   }
   if (absl::Status status = Adopt(request); !status.ok()) {
@@ -161,6 +162,11 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
     return absl::FailedPreconditionError(
         absl::StrCat("a resync of this replica of ", options_.name,
                      " has begun and not ended: it has to be repeated first"));
+  }
+  if (resync_.token != 0 && !resync_.adopted) {
+    return absl::UnavailableError(absl::StrCat("a resync of this replica of ", options_.name,
+                                               " has begun: its tree is not the primary's yet, and orders of "
+                                               "the time before still count; try again"));
   }
   if (record_.rolled_back) {
     return absl::FailedPreconditionError(

@@ -83,7 +83,7 @@ class ReplicaVolume {
   // here when this returns, and no frame of an older epoch or mount is being applied any more, nor will be
   // (promise P4). The daemon's session comes first in each mount; a new one of it ends the last one.
   // kFailedPrecondition: this primary was superseded, or this copy is not of its history; kUnavailable: old
-  // connections did not end in time, ask again; kResourceExhausted. Nothing changes on an error, except that
+  // connections did not end in time, or a resync has begun and not adopted the mount, ask again; kResourceExhausted. Nothing changes on an error, except that
   // older sessions may have been ended.
   absl::StatusOr<SessionTable::Permit> PrepareSession(const SessionRequest& request);
 
@@ -226,6 +226,7 @@ class ReplicaVolume {
     uint64_t token = 0;  // 0: none
     uint64_t mount_number = 0;
     uint64_t generation = 0;
+    bool adopted = false;  // its tree is the primary's, and its mount has begun here
   };
   RunningResync resync_;  // guarded by control_mutex_
 

@@ -163,6 +163,7 @@ absl::Status ReplicaVolume::AdoptMount(uint64_t token, uint64_t operation) {
   if (const int error = MarkOperation(mount_number_, operation); error != 0) {
     return absl::ErrnoToStatus(error, absl::StrCat("store the operation mark of ", options_.backing));
   }
+  resync_.adopted = true;
   return absl::OkStatus();
 }
 

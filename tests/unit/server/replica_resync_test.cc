@@ -133,6 +133,18 @@ TEST_F(ReplicaResyncTest, AResyncThatAnotherHasEndedIsAbortedSoThatItIsBegunAnew
   EXPECT_EQ(bed_.volume().AdoptMount(token_, 40).code(), Code::kAborted);
 }
 
+TEST_F(ReplicaResyncTest, P2_NoSessionOfTheMountIsOpenedUntilTheResyncHasBroughtTheTree) {
+  bed_.mount_number = 1;  // that of the sessions that have just ended
+  ASSERT_TRUE(BeginResync().ok());
+  for (const SessionKind kind : {SessionKind::kProcess, SessionKind::kDaemon}) {
+    EXPECT_EQ(bed_.volume().PrepareSession(bed_.Request(kind)).status().code(), Code::kUnavailable);
+  }
+  ASSERT_TRUE(bed_.volume().AdoptMount(token_, 2).ok());
+  for (const SessionKind kind : {SessionKind::kDaemon, SessionKind::kProcess}) {
+    EXPECT_TRUE(bed_.volume().PrepareSession(bed_.Request(kind)).ok());
+  }
+}
+
 TEST_F(ReplicaResyncTest, P5_AResyncThatHasEndedIsNotTakenBackWhateverTheCrashLeft) {
   ASSERT_TRUE(BeginResync().ok());
   ChangeEverything();

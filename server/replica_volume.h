@@ -199,6 +199,7 @@ class ReplicaVolume {
   std::string Refusal() const;
   absl::Status PersistAll();
   absl::Status ContinueUndo();
+  bool NeedsUndo() const;
   absl::Status BeginUndo();
   void FillPromotable(State& state) const;
   NamespaceApplier::Applied ChangeTree(const NamespaceOp& op, uint64_t number);

@@ -47,11 +47,16 @@ absl::Status ReplicaVolume::ContinueUndo() {
   return absl::OkStatus();
 }
 
+// Not when there never was a way back, there is none any more, or the log that there is leads to the same point. Under control_mutex_.
+bool ReplicaVolume::NeedsUndo() const {
+  const bool unused = record_.generation == 0 && record_.mount_number == 0;
+  return !undo_->active() && !record_.resyncing && !unused;
+}
+
 // Under control_mutex_, with no session. From here on the undo log is active, or there is no way back, and undo_->id() says so.
 absl::Status ReplicaVolume::BeginUndo() {
-  const bool unused = record_.generation == 0 && record_.mount_number == 0;
-  if (undo_->active() || record_.resyncing || unused) {
-    return absl::OkStatus();  // it leads to the same point; there is none; there never was one
+  if (!NeedsUndo()) {
+    return absl::OkStatus();
   }
   const std::lock_guard tree_lock(namespace_mutex_);
   domain_->TreeChanged();
@@ -87,10 +92,20 @@ void ReplicaVolume::FillPromotable(State& state) const {
 }
 
 absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request) {
-  const std::lock_guard lock(control_mutex_);
-  if (absl::Status status =
-          CheckHistory(request.node, request.epoch, request.mount_number, request.generation);
-      !status.ok()) {
+  const auto check = [&] {
+    return CheckHistory(request.node, request.epoch, request.mount_number, request.generation);
+  };
+  std::unique_lock lock(control_mutex_);
+  absl::Status status = check();
+  if (status.ok() && NeedsUndo()) {
+    // Whoever asks for the state waits for the lock. Most of what BeginUndo has to make durable is so before.
+    lock.unlock();
+    domain_->TreeChanged();
+    status = PersistAll();
+    lock.lock();
+    status.Update(check());
+  }
+  if (!status.ok()) {
     return status;
   }
   resync_ = {};
@@ -98,7 +113,7 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("connections of the volume have not ended yet; try again");
   }
-  if (absl::Status status = BeginUndo(); !status.ok()) {
+  if (status = BeginUndo(); !status.ok()) {
     return status;
   }
   VolumeRecord next = record_;
@@ -108,7 +123,7 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   next.clean = false;
   next.resyncing = true;
   next.boot = recovery::BootId();
-  if (absl::Status status = StoreRecord(next); !status.ok()) {
+  if (status = StoreRecord(next); !status.ok()) {
     return status;
   }
   resync_ = {.token = RandomToken(), .mount_number = request.mount_number, .generation = request.generation};
@@ -168,14 +183,19 @@ absl::Status ReplicaVolume::AdoptMount(uint64_t token, uint64_t operation) {
 }
 
 absl::Status ReplicaVolume::EndResync(uint64_t token) {
-  const std::lock_guard lock(control_mutex_);
+  std::unique_lock lock(control_mutex_);
   if (absl::Status status = CheckToken(token); !status.ok()) {
     return status;
   }
+  // Whoever asks for the state waits for the lock. What comes in during the wait is as durable as with a member: what is acknowledged as such.
+  lock.unlock();
   const uint64_t operation = applied_operation();
   domain_->TreeChanged();
-  if (absl::Status status = PersistAll(); !status.ok()) {
-    return status;
+  absl::Status persisted = PersistAll();
+  lock.lock();
+  persisted.Update(CheckToken(token));
+  if (!persisted.ok()) {
+    return persisted;
   }
   VolumeRecord next = record_;
   next.operation = operation;

@@ -280,16 +280,16 @@ Task<bool> Replica::AdoptMount(uint64_t token, uint64_t operation) {
 }
 
 Task<bool> Replica::EndResync(uint64_t token) {
-  co_await Lock();
   Process& p = *process_;
-  if (token == 0 || token != p.token) {
-    Unlock();
-    co_return false;
-  }
   const uint64_t operation = p.applied;
   if (!world_.Has(Planted::kEndWithoutPersist)) {
     const std::vector<FileId> none;
     co_await Flush(none, true);
+  }
+  co_await Lock();
+  if (token == 0 || token != p.token) {
+    Unlock();
+    co_return false;
   }
   recovery::VolumeRecord next = record_;
   next.operation = operation;

@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,6 +16,7 @@
 #include <utility>
 
 #include "recovery/backing_owner.h"
+#include "recovery/random_value.h"
 #include "replication/write_tracker.h"
 
 namespace pmirror::fs {
@@ -28,16 +28,6 @@ constexpr std::chrono::seconds kProofDeadline{10};  // of write tracking, on a f
 constexpr milliseconds kLeaveTimeout{15000};
 constexpr milliseconds kRevokeDeadline{200};
 constexpr size_t kStagingBytes = (kMaxFrame + kPageSize - 1) / kPageSize * kPageSize;
-
-uint64_t RandomGeneration() {
-  uint64_t number = 0;
-  while (number == 0) {
-    if (::getrandom(&number, sizeof number, 0) != sizeof number) {
-      number = 0;
-    }
-  }
-  return number;
-}
 
 // Nothing but pmirror's own entry.
 absl::StatusOr<bool> IsEmpty(const BackingRoot& root, const std::string& path) {
@@ -120,7 +110,7 @@ absl::Status PrimaryVolume::TakeUp() {
   if (!empty.ok()) {
     return empty.status();
   }
-  record_.generation = record_.generation != 0 ? record_.generation : RandomGeneration();
+  record_.generation = record_.generation != 0 ? record_.generation : recovery::RandomNumber();
   history_ = {.generation = record_.generation,
               .mount_number = record_.mount_number,
               .operation = record_.operation,

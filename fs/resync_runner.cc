@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "recovery/inventory.h"
+#include "recovery/object_id.h"
 
 namespace pmirror::fs {
 namespace {
@@ -24,10 +25,6 @@ using Step = recovery::ResyncMachine::Step;
 constexpr std::chrono::milliseconds kRetryPause{50};
 constexpr std::chrono::milliseconds kLongestPause{200};  // for programs, after one step
 constexpr size_t kMostMarked = 1000;  // files, one write to the map each; beyond, everything is marked
-
-uint64_t MountOf(FileId id) {
-  return Raw(id) >> 40;
-}  // in which it was given (docs/internals/architecture.md)
 
 bool MayPass(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
@@ -196,7 +193,8 @@ absl::Status ResyncRunner::MarkChanged(const recovery::TreePlan& plan) {
   for (const NamespaceOp& op : plan.operations) {
     const bool changes =
         op.kind == OpKind::kCreate || op.kind == OpKind::kCreateOrphan || op.kind == OpKind::kTruncate;
-    if (changes && regular_.contains(op.target) && MountOf(op.target) < marks.base_mount(options_.replica)) {
+    if (changes && regular_.contains(op.target) &&
+        recovery::MountOf(op.target) < marks.base_mount(options_.replica)) {
       changed.insert(op.target);  // later ones are compared in any case (ListFiles)
     }
   }
@@ -236,7 +234,7 @@ absl::Status ResyncRunner::ListFiles(Machine& machine) {
   }
   std::map<FileId, uint64_t> doubtful;
   for (const auto& [id, size] : regular_) {
-    if (all || MountOf(id) >= base) {
+    if (all || recovery::MountOf(id) >= base) {
       doubtful.emplace(id, size);
     }
   }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "fs/interruption.h"
+#include "recovery/object_id.h"
 #include "replication/patience.h"
 
 namespace pmirror::fs {
@@ -239,7 +240,7 @@ bool VolumeReplicator::Proceeds() const {
 }
 
 FileId VolumeReplicator::NewId() {
-  return FileId{options_.mount_number << 40 | next_id_.fetch_add(1, std::memory_order_relaxed)};
+  return recovery::ObjectId(options_.mount_number, next_id_.fetch_add(1, std::memory_order_relaxed));
 }
 
 void VolumeReplicator::Adopted(FileId parent, const char* name, FileId id) {

@@ -7,11 +7,11 @@
 #include <utility>
 
 #include "fs/volume_replicator.h"
+#include "recovery/object_id.h"
 
 namespace pmirror::fs {
 namespace {
 
-constexpr int kMountShift = 40;  // of an id: the mount in which it was given (docs/internals/architecture.md)
 constexpr uint64_t kLeastBytes = 4096;  // of a file in doubt whose size is not known
 
 }  // namespace
@@ -59,7 +59,7 @@ int VolumeReplicator::BeforeWriting(ReplicatedFile& replicated) {
     return 0;
   }
   file.MayBeWritten(sizes_);  // before the mark: a settle in between must see it in use
-  if (Raw(file.id()) >> kMountShift == options_.mount_number) {
+  if (recovery::MountOf(file.id()) == options_.mount_number) {
     options_.marks->Note(file.id());
   } else if (const absl::Status status = options_.marks->Mark(file.id()); !status.ok()) {
     events_.Report(Severity::kError, "mark_failed",

@@ -1,28 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // How a replicated volume is brought to what the primary has. See replica_volume.h and docs/internals/resync.md.
-#include <sys/random.h>
-
 #include <cerrno>
 
 #include "absl/strings/str_cat.h"
+#include "recovery/random_value.h"
 #include "server/replica_volume.h"
 #include "spdlog/spdlog.h"
 
 namespace pmirror::server {
-namespace {
-
-uint64_t RandomToken() {
-  uint64_t token = 0;
-  while (token == 0) {
-    if (::getrandom(&token, sizeof token, 0) != sizeof token) {
-      token = 0;
-    }
-  }
-  return token;
-}
-
-}  // namespace
-
 // At the start: frames of a resync may come before it is begun anew.
 absl::Status ReplicaVolume::ContinueUndo() {
   if (record_.resyncing && record_.undo != 0) {
@@ -65,7 +50,7 @@ absl::Status ReplicaVolume::BeginUndo() {
   }
   UndoPoint point{.record = record_};
   point.record.operation = applied_operation();
-  if (absl::Status status = undo_->Begin(point, RandomToken()); !status.ok()) {
+  if (absl::Status status = undo_->Begin(point, recovery::RandomNumber()); !status.ok()) {
     undo_->GiveUpWithout(std::string(status.message()));
   }
   return absl::OkStatus();
@@ -126,7 +111,9 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   if (status = StoreRecord(next); !status.ok()) {
     return status;
   }
-  resync_ = {.token = RandomToken(), .mount_number = request.mount_number, .generation = request.generation};
+  resync_ = {.token = recovery::RandomNumber(),
+             .mount_number = request.mount_number,
+             .generation = request.generation};
   spdlog::info("event=resync_began volume={} node={} epoch={} mount_number={}", options_.name, request.node,
                Raw(request.epoch), request.mount_number);
   return resync_.token;

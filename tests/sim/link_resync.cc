@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "recovery/object_id.h"
 #include "recovery/tree_plan.h"
 #include "tests/sim/daemon.h"
 #include "tests/sim/link.h"
@@ -16,7 +17,6 @@ using Step = recovery::ResyncMachine::Step;
 
 constexpr Time kRetryPause = 10 * kMs;
 constexpr Time kCallTimeout = 100 * kMs;
-constexpr int kMountShift = 40;
 
 }  // namespace
 
@@ -224,7 +224,7 @@ Task<int> Link::ListFiles(Machine& machine) {
   }
   std::map<FileId, uint64_t> doubtful;
   for (const auto& [id, size] : regular_) {
-    if (all || Raw(id) >> kMountShift >= base) {
+    if (all || recovery::MountOf(id) >= base) {
       doubtful.emplace(id, size);
     }
   }

@@ -44,6 +44,7 @@ absl::Status ResyncRunner::Run(ResyncPeer& peer, recovery::ResyncCounts& counts)
   if (!status.ok()) {
     set_.Leave(options_.replica);
   }
+  replicator_.ReleaseOperations(options_.replica);
   file_.reset();
   tree_.reset();
   const std::lock_guard lock(mutex_);
@@ -136,6 +137,9 @@ absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory() {
   }
   absl::StatusOr<recovery::Inventory> inventory;
   replicator_.WithTreeAtRest([&](uint64_t last) {
+    if (!walked_at_.has_value() && !joined_) {
+      replicator_.KeepOperations(options_.replica, last);
+    }
     walked_at_ = last;
     inventory = tree_->Inventory();
     if (inventory.ok()) {
@@ -155,6 +159,7 @@ absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory() {
 
 absl::Status ResyncRunner::ChangeTree(ResyncPeer& peer) {
   if (const std::optional<uint64_t> operation = peer.TreeAsOf(); operation.has_value()) {
+    replicator_.KeepOperations(options_.replica, *operation);
     return peer.AdoptMount(*operation);
   }
   const absl::StatusOr<recovery::Inventory> ours = TakeInventory();
@@ -216,7 +221,11 @@ absl::Status ResyncRunner::Join(ResyncPeer& peer) {
   set_.Join(options_.replica);
   joined_ = true;
   // An operation whose thread looked at the set before is in the log by now, and is waited for by nobody else.
-  return peer.DeliverAll();
+  absl::Status status = peer.DeliverAll();
+  if (status.ok()) {
+    replicator_.ReleaseOperations(options_.replica);  // it gets them as they come from here on
+  }
+  return status;
 }
 
 // --- data ---

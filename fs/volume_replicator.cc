@@ -217,6 +217,7 @@ int VolumeReplicator::MakeRoom() {
   }
   const int error = SyncTree([] { return 0; });
   if (error == 0 && log_.full()) {
+    log_.ReleaseAll();  // a resync that needs more has to begin anew
     const SetWord set = LoadSet(page_.page());
     TrimTo(static_cast<uint8_t>(set.members() | set.joiners()));
   }

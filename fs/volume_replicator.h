@@ -110,6 +110,9 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   // Null when nothing is recorded.
   recovery::MarkMap* marks() { return options_.marks; }
   uint64_t last_operation() const { return log_.last(); }
+  // Of the log: what comes behind `last` stays for the replica, whose tree is made as of then, until it takes operations.
+  void KeepOperations(size_t replica, uint64_t last) { log_.Keep(replica, last); }
+  void ReleaseOperations(size_t replica) { log_.Release(replica); }
   uint64_t mount_number() const { return options_.mount_number; }
   recovery::MarkMap::Settle BeginSettle();
   // The replica holds, durably, what ours held at some moment since the settle began: what was marked before is so no more.

@@ -293,6 +293,26 @@ TEST_F(ResyncRunnerTest, P6_ASilenceShorterThanTheDeadlineDoesNotEndAResync) {
   EXPECT_EQ(Replicated(kOld), "contents");
 }
 
+TEST_F(ResyncRunnerTest, MoreOperationsThanTheLogHoldsOtherwiseDoNotEndAResync) {
+  peer_->tree_as_of.reset();
+  peer_->on_tree = [&] {
+    for (size_t i = 0; i < OperationLog::kMaxOperations + 10; ++i) {
+      ASSERT_EQ(engine_->Change([](NamespaceOp& op) {
+        op.kind = OpKind::kUnlink;
+        op.target = FileId{9};
+        op.parent = FileId::kRoot;
+        op.name = "name";
+        return 0;
+      }),
+                0);
+    }
+    EXPECT_EQ(log_.first(), 1U)
+        << "the tree is made as of before, and all that came since is still to be sent";
+  };
+  ASSERT_TRUE(runner_->Run(*peer_, counts_).ok());
+  EXPECT_TRUE(log_.full()) << "nobody needs more of it than otherwise";
+}
+
 TEST_F(ResyncRunnerTest, AFileThatIsRemovedMeanwhileIsPassedOver) {
   Make("file", kOld, "contents");
   Make("other", kSettled, "stays");

@@ -293,16 +293,13 @@ absl::Status ResyncRunner::Compare(Machine& machine, ResyncPeer& peer) {
   // Theirs first: what reaches them in between can only make ours look newer.
   const absl::StatusOr<recovery::BlockChecksums> theirs =
       peer.Checksums(action.file, action.extent, action.block);
-  if (!theirs.ok()) {
-    if (absl::IsNotFound(theirs.status()) && file->gone()) {
+  const absl::StatusOr<recovery::BlockChecksums> ours =
+      theirs.ok() ? recovery::ChecksumBlocks(file->backing_fd(), action.extent, action.block) : theirs;
+  if (!ours.ok()) {
+    if (file->gone()) {  // whatever the side that has already removed it calls that
       machine.Gone();
       return absl::OkStatus();
     }
-    return theirs.status();
-  }
-  const absl::StatusOr<recovery::BlockChecksums> ours =
-      recovery::ChecksumBlocks(file->backing_fd(), action.extent, action.block);
-  if (!ours.ok()) {
     return ours.status();
   }
   machine.Compared(recovery::DifferingBlocks(*ours, *theirs, action.extent, action.block), ours->size);

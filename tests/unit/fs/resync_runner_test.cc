@@ -74,6 +74,9 @@ class FakePeer : public ResyncPeer {
       on_compare(file);
     }
     compared.insert(file);
+    if (file == unreadable) {
+      return absl::UnknownError("a stale handle");
+    }
     if (absl::Status status = Step("compare"); !status.ok()) {
       return status;
     }
@@ -97,6 +100,7 @@ class FakePeer : public ResyncPeer {
   recovery::Inventory objects;  // of its tree, beside the root
   std::function<void()> on_tree;
   std::function<void(FileId)> on_compare;
+  FileId unreadable = FileId::kNone;
   std::string fail_at;
   std::vector<std::string> calls;
   std::set<FileId> compared;
@@ -317,6 +321,7 @@ TEST_F(ResyncRunnerTest, AFileThatIsRemovedMeanwhileIsPassedOver) {
   Make("file", kOld, "contents");
   Make("other", kSettled, "stays");
   peer_->followed.reset();
+  peer_->unreadable = kOld;  // it has removed it already
   peer_->on_compare = [&](FileId file) {
     if (file == kOld) {
       ASSERT_EQ(engine_->Change([&](NamespaceOp& op) {

@@ -136,9 +136,13 @@ void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
     return;
   }
   const std::shared_ptr<FileState> file = Find(gone);
+  if (file == nullptr && op.kind == OpKind::kForgetOrphan && options_.marks != nullptr) {
+    sizes_->Forget(gone);
+    options_.marks->Forget(gone);
+  }
   struct stat info {};
   if (file == nullptr || ::fstat(file->backing_fd(), &info) != 0 || info.st_nlink != 0) {
-    return;  // nobody knows it, or it has another name
+    return;  // nobody knows it, or it has, or may have, another name
   }
   file->Forget();
   sizes_->Forget(gone);

@@ -108,6 +108,9 @@ void VolumeReplicator::Settle() {
 uint64_t VolumeReplicator::MarkedBytes(size_t replica) const {
   uint64_t sum = 0;
   if (options_.marks != nullptr) {
+    if (options_.marks->AllMarked(replica)) {
+      sum = kLeastBytes;  // nobody has counted them: not nothing
+    }
     for (const FileId id : options_.marks->Marked(replica)) {
       const std::shared_ptr<FileState> file = Find(id);
       sum += std::max(file != nullptr ? file->size() : sizes_->Of(id), kLeastBytes);

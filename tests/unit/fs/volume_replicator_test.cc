@@ -500,5 +500,12 @@ TEST_F(MarkedVolumeTest, BytesInDoubtAreThoseOfMarkedFilesOpenOrClosed) {
   EXPECT_EQ(engine_->MarkedBytes(0), 8292U);
 }
 
+TEST_F(MarkedVolumeTest, AReplicaOfWhichEverythingIsInDoubtDoesNotLookClean) {
+  Start(OnLoss::kProceed, seconds(20));
+  page_->SetMembers(0, 0);
+  ASSERT_TRUE(marks_->MarkAll(0).ok());
+  EXPECT_GT(engine_->MarkedBytes(0), 0U);
+}
+
 }  // namespace
 }  // namespace pmirror::fs

@@ -318,6 +318,14 @@ void PrimaryVolume::Unfit(size_t replica) {
   }
 }
 
+// Also where no sync would ask the replica: under proceed, without members (promise P4).
+void PrimaryVolume::Superseded(size_t replica, const std::string& reason) {
+  if (page_->SetState(VolumeState::kFenced)) {
+    events_.Report(Severity::kError, "superseded",
+                   {{"volume", options_.name}, {"node", links_[replica]->node()}, {"reason", reason}});
+  }
+}
+
 absl::Status PrimaryVolume::Resync(size_t replica, ResyncPeer& peer) {
   recovery::ResyncCounts counts;
   absl::Status status = runners_[replica]->Run(peer, counts);

@@ -40,8 +40,10 @@ class LinkOwner {
   virtual void Recovered(size_t replica) = 0;
   // It said nothing for the deadline, or cannot take what it is sent. True: it counts no more, and has to be brought back by a resync.
   virtual bool Lost(size_t replica) = 0;
-  // Its copy was found not to be good: it counts no more.
+  // Its copy was found not to be good: it counts no more. Any thread.
   virtual void Unfit(size_t replica) = 0;
+  // It follows a newer epoch or mount: this primary is none any more. Any thread, again and again.
+  virtual void Superseded(size_t replica, const std::string& reason) = 0;
   // Brings the copy to what the primary has; blocks until it counts again, or cannot be.
   virtual absl::Status Resync(size_t replica, ResyncPeer& peer) = 0;
   // Syncs send to it. Any thread.

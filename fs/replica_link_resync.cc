@@ -87,6 +87,10 @@ ReplicaLink::Attempt ReplicaLink::BringBack() {
     if (verdict.unusable) {
       stale_ = true;
       SetStateLocked(State::kStale, verdict.reason);
+      lock.unlock();
+      if (verdict.superseded) {
+        owner_->Superseded(options_.index, verdict.reason);
+      }
       return Attempt::kForAPerson;
     }
     stale_ = false;

@@ -173,6 +173,10 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   while (true) {
     const SetWord set = LoadSet(page_.page());
     const auto wanted = static_cast<uint8_t>((set.members() | set.joiners()) & ~done);
+    if (page_.page().state.load() == static_cast<uint32_t>(VolumeState::kFenced)) {
+      result = ESTALE;  // whoever else would let it succeed
+      break;
+    }
     if (wanted == 0 && MaySucceed(page_.page(), set)) {
       break;
     }
@@ -198,9 +202,6 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
     }
     if (wanted == 0) {
       page_.AwaitChange(set, patience.Slice());
-    }
-    if (result == 0 && page_.page().state.load() == static_cast<uint32_t>(VolumeState::kFenced)) {
-      result = ESTALE;
     }
     if (result == 0 && patience.RanOut()) {
       result = patience.error();

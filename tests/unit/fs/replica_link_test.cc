@@ -78,6 +78,10 @@ class FakeOwner : public LinkOwner {
     return true;
   }
   void Unfit(size_t) override { ++out_; }
+  void Superseded(size_t, const std::string& reason) override {
+    EXPECT_THAT(reason, HasSubstr("stop this daemon"));
+    superseded_ = true;
+  }
   absl::Status Resync(size_t, ResyncPeer& peer) override {
     out_ = 0;
     whole_.push_back(!peer.FollowedMount().has_value());
@@ -90,6 +94,7 @@ class FakeOwner : public LinkOwner {
   int attempts() const { return attempts_; }
   // It was taken out of the set since the last resync began.
   bool out() const { return out_ != 0; }
+  bool superseded() const { return superseded_; }
   // Of each resync. Requires: none runs.
   const std::vector<bool>& whole() const { return whole_; }
 
@@ -98,6 +103,7 @@ class FakeOwner : public LinkOwner {
  private:
   std::atomic<int> attempts_ = 0;
   std::atomic<int> out_ = 0;
+  std::atomic<bool> superseded_ = false;
   std::vector<bool> whole_;
 };
 
@@ -215,6 +221,22 @@ TEST_F(ReplicaLinkTest, AttemptsThatOnlyAPersonCanHelpBecomeRare) {
   // Sleep because: this is the time in which it must not happen again and again.
   std::this_thread::sleep_for(milliseconds(1000));
   EXPECT_LE(owner_.attempts(), 10) << "each costs a walk through both trees";
+}
+
+TEST_F(ReplicaLinkTest, P4_ACopyThatFollowsALaterMountFencesThisOne) {
+  copy_.Set(kGeneration, kMount + 1);
+  link_->Start(owner_);
+  EXPECT_TRUE(Eventually([&] { return owner_.superseded(); }));
+  EXPECT_EQ(State(), ReplicaLink::State::kStale);
+}
+
+TEST_F(ReplicaLinkTest, P4_ItDoesSoAlsoWhileAResyncIsDue) {
+  owner_.on_resync = [&](int) {
+    copy_.Set(kGeneration, kMount + 1);
+    return absl::UnavailableError("as the test wants");
+  };
+  link_->Start(owner_);
+  EXPECT_TRUE(Eventually([&] { return owner_.superseded(); }));
 }
 
 TEST_F(ReplicaLinkTest, P6_ACopyOfAnotherHistoryDoesNotStayAMember) {

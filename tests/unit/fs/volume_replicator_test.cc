@@ -403,6 +403,17 @@ TEST_F(VolumeReplicatorTest, P6_UnderProceedEverythingSucceedsWithoutMembers) {
   EXPECT_EQ(replica().connects(), 0U);
 }
 
+TEST_F(VolumeReplicatorTest, P4_AFencedVolumeSucceedsInNothingAlsoUnderProceedWithoutMembers) {
+  Start(OnLoss::kProceed, seconds(20));
+  page_->SetMembers(0, 0);
+  ASSERT_TRUE(page_->SetState(VolumeState::kFenced));
+  EXPECT_EQ(Write(0, "alone"), ESTALE);
+  EXPECT_EQ(Unlink(), ESTALE);
+  EXPECT_EQ(Sync(), ESTALE);
+  EXPECT_FALSE(page_->SetState(VolumeState::kClosing)) << "no way back";
+  EXPECT_EQ(Sync(), ESTALE);
+}
+
 TEST_F(VolumeReplicatorTest, P6_UnderProceedTheLogOfOperationsDoesNotFillUpWithoutMembers) {
   Start(OnLoss::kProceed, seconds(20));
   page_->SetMembers(0, 0);

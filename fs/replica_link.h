@@ -170,6 +170,7 @@ class ReplicaLink final : public Connector {
   int refusal_ = 0;            // errno of data that it refused; 0: none since it counted last
   bool resyncing_ = false;     // the thread is at it
   LinkOwner* owner_ = nullptr;
+  bool ended_ = false;                      // the thread
   std::optional<uint64_t> followed_mount_;  // as ResyncPeer::FollowedMount()
   std::optional<uint64_t> tree_as_of_;      // as ResyncPeer::TreeAsOf()
   std::thread thread_;

@@ -3,6 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <stop_token>
+#include <thread>
 #include <utility>
 
 #include "fs/remote_copy.h"
@@ -14,6 +19,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
+constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kLeastConnect{2000};  // for a replica that has just answered
 
 }  // namespace
@@ -63,12 +69,38 @@ class ReplicaLink::Peer final : public RemoteCopy {
     link_.is_member_ = link_.is_member_ || status.ok();
     return status;
   }
-  absl::Status Connect() override { return link_.ConnectAnew(); }
+  absl::Status Connect() override {
+    absl::Status status = link_.ConnectAnew();
+    if (status.ok() && !watch_.joinable()) {
+      watch_ = std::jthread([this](const std::stop_token& stop) { Watch(stop); });
+    }
+    return status;
+  }
+  bool Alive() override { return alive_; }
   absl::Status DeliverAll() override { return link_.DeliverAll(); }
   bool GivenUp() override { return link_.GivenUp(); }
 
  private:
+  // Beside the steps, of which each may wait long for an answer of the control service, and syncs for the replica.
+  void Watch(const std::stop_token& stop) {
+    const nanoseconds deadline = link_.options_.deadline;
+    std::unique_lock lock(watch_mutex_);
+    while (!stop.stop_requested()) {
+      watch_wake_.wait_for(lock, stop, deadline / kGreetingsPerDeadline, [] { return false; });
+      if (!stop.stop_requested() && link_.Exchange(FrameKind::kHeartbeat, FileId::kNone, 0,
+                                                   WaitLevel::kReceived, Deadline::After(deadline)) != 0) {
+        alive_ = false;
+        link_.control_.Cancel();
+        return;
+      }
+    }
+  }
+
   ReplicaLink& link_;
+  std::atomic<bool> alive_{true};
+  std::mutex watch_mutex_;  // of the condition only
+  std::condition_variable_any watch_wake_;
+  std::jthread watch_;  // last: it uses the others
 };
 
 ReplicaLink::Attempt ReplicaLink::BringBack() {

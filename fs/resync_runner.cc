@@ -26,6 +26,9 @@ constexpr std::chrono::milliseconds kRetryPause{50};
 constexpr std::chrono::milliseconds kLongestPause{200};  // for programs, after one step
 constexpr size_t kMostMarked = 1000;  // files, one write to the map each; beyond, everything is marked
 
+// Syncs wait for a joiner as for a member.
+absl::Status Silent() { return absl::UnavailableError("the replica has been silent for the deadline"); }
+
 bool MayPass(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
 }
@@ -62,6 +65,9 @@ absl::Status ResyncRunner::RunSteps(Machine& machine, ResyncPeer& peer) {
     if (joined_ && !set_.Wanted(options_.replica)) {
       return absl::AbortedError("the replica left the set again");
     }
+    if (joined_ && !peer.Alive()) {
+      return Silent();
+    }
     const Clock::time_point begun = Clock::now();
     const Step step = machine.action().step;
     const absl::Status status = RunStep(machine, peer);
@@ -69,6 +75,8 @@ absl::Status ResyncRunner::RunSteps(Machine& machine, ResyncPeer& peer) {
     if (status.ok()) {
       last_success = Clock::now();
       GiveWay(last_success - begun);
+    } else if (joined_ && !peer.Alive()) {
+      return Silent();
     } else if (!repeatable || !MayPass(status) || Clock::now() - last_success > options_.deadline) {
       return status;
     } else {

@@ -86,6 +86,7 @@ class FakePeer : public ResyncPeer {
     return recovery::ChecksumBlocks(copy.get(), extent, block);
   }
   absl::Status End() override { return Step("end"); }
+  bool Alive() override { return alive; }
   bool GivenUp() override { return false; }
 
   absl::Status Step(const char* name) {
@@ -101,6 +102,7 @@ class FakePeer : public ResyncPeer {
   std::function<void()> on_tree;
   std::function<void(FileId)> on_compare;
   FileId unreadable = FileId::kNone;
+  bool alive = true;
   std::string fail_at;
   std::vector<std::string> calls;
   std::set<FileId> compared;
@@ -282,6 +284,14 @@ TEST_F(ResyncRunnerTest, AReplicaThatLeavesTheSetMeanwhileIsNotAdmitted) {
   ASSERT_EQ(engine_->BeforeWriting(*engine_->Attach(kOld, fd.get())), 0);
   peer_->on_compare = [&](FileId) { set_->Leave(0); };
   EXPECT_FALSE(runner_->Run(*peer_, counts_).ok());
+  EXPECT_FALSE(set_->Wanted(0));
+}
+
+TEST_F(ResyncRunnerTest, P6_AJoinerThatIsSilentForTheDeadlineLeavesTheSet) {
+  const UniqueFd fd = Make("file", kOld, "contents");
+  ASSERT_EQ(engine_->BeforeWriting(*engine_->Attach(kOld, fd.get())), 0);
+  peer_->on_compare = [&](FileId) { peer_->alive = false; };
+  EXPECT_TRUE(absl::IsUnavailable(runner_->Run(*peer_, counts_))) << "another attempt may find it there";
   EXPECT_FALSE(set_->Wanted(0));
 }
 

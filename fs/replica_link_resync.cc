@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <condition_variable>
 #include <mutex>
 #include <stop_token>
@@ -22,23 +23,36 @@ using std::chrono::nanoseconds;
 constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kLeastConnect{2000};  // for a replica that has just answered
 
+// Only ESTALE is a state that somebody has to change; what broke is tried again (FailedAttempt).
+absl::Status Failure(int error, std::string text) {
+  switch (error) {
+    case ESTALE:
+      return absl::FailedPreconditionError(text);
+    case ENOSPC:
+      return absl::ResourceExhaustedError(text);
+    case ESHUTDOWN:
+      return absl::AbortedError(text);
+    default:
+      return absl::UnavailableError(text);
+  }
+}
+
 }  // namespace
 
 absl::Status ReplicaLink::ConnectAnew() {
   session_->Disconnect();
   const Error error =
       session_->EnsureConnected(Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
-  return error.ok()
-             ? DeliverAll()
-             : absl::ErrnoToStatus(error.code, fmt::format("{}: {}", options_.replica_node, error.doing));
+  return error.ok() ? DeliverAll()
+                    : Failure(error.code, fmt::format("{}: {}", options_.replica_node, error.doing));
 }
 
 absl::Status ReplicaLink::DeliverAll() {
   const int error = courier_->Deliver(
       log_.last(), Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
   return error == 0 ? absl::OkStatus()
-                    : absl::ErrnoToStatus(error, fmt::format("{} did not take the operations of this mount",
-                                                             options_.replica_node));
+                    : Failure(error, fmt::format("{} did not take the operations of this mount",
+                                                 options_.replica_node));
 }
 
 bool ReplicaLink::GivenUp() const {

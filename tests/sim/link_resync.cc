@@ -166,9 +166,11 @@ Task<int> Link::ChangeTree() {
     daemon_.oracle_.Object("the plan of a tree meets an obstacle");
     co_return EIO;
   }
+  recovery::MarkMap& marks = *daemon_.marks_;
   for (const NamespaceOp& op : plan.operations) {
+    // More than MarkChanged: also what is compared in any case.
     const bool data = op.kind == OpKind::kCreate || op.kind == OpKind::kTruncate;
-    if (data && !world_.Has(Planted::kPlanNotMarked) && !daemon_.marks_->Mark(op.target).ok()) {
+    if (data && !world_.Has(Planted::kPlanNotMarked) && !marks.Mark(op.target).ok()) {
       co_return EIO;
     }
   }

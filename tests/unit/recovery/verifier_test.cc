@@ -14,7 +14,6 @@
 #include <span>
 #include <string>
 
-
 namespace pmirror::recovery {
 namespace {
 

@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "server/control_service.h"
 
 namespace pmirror::fs {
@@ -48,7 +49,12 @@ class FakeCopy : public server::ReplicaView {
   }
   absl::Status ChangeTree(const control::ChangeTreeRequest&) override { return absl::OkStatus(); }
   absl::Status AdoptMount(const control::AdoptMountRequest&) override { return absl::OkStatus(); }
-  absl::Status EndResync(const control::EndResyncRequest&) override { return absl::OkStatus(); }
+  absl::Status EndResync(const control::EndResyncRequest&) override {
+    if (on_end) {
+      on_end();
+    }
+    return absl::OkStatus();
+  }
   absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail) override {
     return recovery::Inventory();
   }
@@ -57,6 +63,8 @@ class FakeCopy : public server::ReplicaView {
   }
   void FillStatus(control::VolumeStatus&) override {}
   void SetReachable(const std::string&, bool) override {}
+
+  std::function<void()> on_end;
 
   // It followed `mount` of `generation`, and that did not end cleanly.
   void Set(uint64_t generation, uint64_t mount) {
@@ -85,7 +93,7 @@ class FakeOwner : public LinkOwner {
   absl::Status Resync(size_t, ResyncPeer& peer) override {
     out_ = 0;
     whole_.push_back(!peer.FollowedMount().has_value());
-    absl::Status status = on_resync(static_cast<int>(whole_.size()));
+    absl::Status status = on_resync(static_cast<int>(whole_.size()), peer);
     ++attempts_;
     return status;
   }
@@ -98,7 +106,9 @@ class FakeOwner : public LinkOwner {
   // Of each resync. Requires: none runs.
   const std::vector<bool>& whole() const { return whole_; }
 
-  std::function<absl::Status(int attempt)> on_resync = [](int) { return absl::OkStatus(); };
+  std::function<absl::Status(int attempt, ResyncPeer& peer)> on_resync = [](int, ResyncPeer&) {
+    return absl::OkStatus();
+  };
 
  private:
   std::atomic<int> attempts_ = 0;
@@ -169,7 +179,7 @@ class ReplicaLinkTest : public testing::Test {
 };
 
 TEST_F(ReplicaLinkTest, P5_AFullResyncThatIsAskedForDuringAnotherIsDoneBehindIt) {
-  owner_.on_resync = [&](int attempt) {
+  owner_.on_resync = [&](int attempt, ResyncPeer&) {
     if (attempt == 1) {
       link_->DemandResync();
     } else {
@@ -184,7 +194,7 @@ TEST_F(ReplicaLinkTest, P5_AFullResyncThatIsAskedForDuringAnotherIsDoneBehindIt)
 }
 
 TEST_F(ReplicaLinkTest, P5_WhatARunningResyncMadeAMemberDoesNotCountWhenItRefusedDataMeanwhile) {
-  owner_.on_resync = [&](int attempt) {
+  owner_.on_resync = [&](int attempt, ResyncPeer&) {
     if (attempt == 1) {
       link_->Refused(ENOSPC);
       return absl::OkStatus();
@@ -199,7 +209,7 @@ TEST_F(ReplicaLinkTest, P5_WhatARunningResyncMadeAMemberDoesNotCountWhenItRefuse
 TEST_F(ReplicaLinkTest, APersonWhoAsksAgainDoesNotReadWhyTheLastAttemptFailed) {
   std::mutex running;
   std::unique_lock held(running);
-  owner_.on_resync = [&](int attempt) {
+  owner_.on_resync = [&](int attempt, ResyncPeer&) {
     if (attempt > 1) {
       const std::lock_guard lock(running);
     }
@@ -215,12 +225,31 @@ TEST_F(ReplicaLinkTest, APersonWhoAsksAgainDoesNotReadWhyTheLastAttemptFailed) {
 }
 
 TEST_F(ReplicaLinkTest, AttemptsThatOnlyAPersonCanHelpBecomeRare) {
-  owner_.on_resync = [](int) { return absl::FailedPreconditionError("the cause"); };
+  owner_.on_resync = [](int, ResyncPeer&) { return absl::FailedPreconditionError("the cause"); };
   link_->Start(owner_);
   ASSERT_TRUE(Eventually([&] { return owner_.attempts() == 1; }));
   // Sleep because: this is the time in which it must not happen again and again.
   std::this_thread::sleep_for(milliseconds(1000));
   EXPECT_LE(owner_.attempts(), 10) << "each costs a walk through both trees";
+}
+
+TEST_F(ReplicaLinkTest, P6_TheEndOfTheDaemonDoesNotWaitForALongCallOfAResync) {
+  absl::Notification begun;
+  absl::Notification go_on;
+  absl::Notification ended;
+  copy_.on_end = [&] {
+    begun.Notify();
+    go_on.WaitForNotification();
+    ended.Notify();
+  };
+  absl::Status result;
+  owner_.on_resync = [&](int, ResyncPeer& peer) { return result = peer.End(); };
+  link_->Start(owner_);
+  begun.WaitForNotification();
+  link_->Stop();
+  EXPECT_TRUE(absl::IsCancelled(result)) << result;
+  go_on.Notify();
+  ended.WaitForNotification();
 }
 
 TEST_F(ReplicaLinkTest, P4_ACopyThatFollowsALaterMountFencesThisOne) {
@@ -231,7 +260,7 @@ TEST_F(ReplicaLinkTest, P4_ACopyThatFollowsALaterMountFencesThisOne) {
 }
 
 TEST_F(ReplicaLinkTest, P4_ItDoesSoAlsoWhileAResyncIsDue) {
-  owner_.on_resync = [&](int) {
+  owner_.on_resync = [&](int, ResyncPeer&) {
     copy_.Set(kGeneration, kMount + 1);
     return absl::UnavailableError("as the test wants");
   };

@@ -120,13 +120,7 @@ class FakeReplica : public ReplicaView {
     return absl::OkStatus();
   }
   absl::Status AdoptMount(const control::AdoptMountRequest&) override { return absl::OkStatus(); }
-  absl::Status EndResync(const control::EndResyncRequest&) override {
-    if (on_end) {
-      on_end();
-    }
-    return absl::OkStatus();
-  }
-  std::function<void()> on_end;
+  absl::Status EndResync(const control::EndResyncRequest&) override { return absl::OkStatus(); }
   size_t operations = 0;
   absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) override {
     recovery::TreeItem item;
@@ -236,29 +230,6 @@ TEST_F(ControlServiceTest, P9_ANodeThatTheConfigurationDoesNotNameIsRefusedWithT
   const absl::Status status = client.Hello(HelloFrom("n9"), kTimeout).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied);
   EXPECT_THAT(std::string(status.message()), HasSubstr("add it to n1.toml"));
-}
-
-TEST_F(ControlServiceTest, P6_ACallThatWaitsLongEndsWhenItIsCancelled) {
-  proto::ControlClient client({port_.address()});
-  absl::Notification begun;
-  absl::Notification go_on;
-  absl::Notification ended;
-  replica_.on_end = [&] {
-    begun.Notify();
-    go_on.WaitForNotification();
-    ended.Notify();
-  };
-  std::thread caller([&] {
-    control::EndResyncRequest request;
-    request.set_volume(Bytes(MakeUuid(2)));
-    EXPECT_EQ(client.EndResync(request, 10min).status().code(), absl::StatusCode::kCancelled);
-  });
-  begun.WaitForNotification();
-  client.Cancel();
-  caller.join();
-  go_on.Notify();
-  ended.WaitForNotification();
-  EXPECT_TRUE(client.Hello(HelloFrom("n2"), kTimeout).ok()) << "later calls are made as ever";
 }
 
 TEST_F(ControlServiceTest, SessionsAreOpenedAtTheReplicaOfThatUuidAndGetThisNodesDataAddresses) {

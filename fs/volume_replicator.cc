@@ -25,6 +25,10 @@ std::vector<DataSession*> SessionsOf(std::span<const ReplicaPath> replicas) {
   return sessions;
 }
 
+bool Fenced(const VolumePage& page) {
+  return page.state.load() == static_cast<uint32_t>(VolumeState::kFenced);
+}
+
 }  // namespace
 
 VolumeReplicator::VolumeReplicator(Options options, VolumePageOwner& page, OperationLog& log,
@@ -46,6 +50,9 @@ VolumeReplicator::~VolumeReplicator() { Stop(); }
 
 int VolumeReplicator::Change(LocalChange local_change) {
   const FreezeGate::Pass pass(gate_);
+  if (Fenced(page_.page())) {
+    return ESTALE;  // before anything is changed here: the kernel repeats a call that gave it
+  }
   if (const int error = MakeRoom(); error != 0) {
     return error;
   }
@@ -66,6 +73,9 @@ int VolumeReplicator::Change(LocalChange local_change) {
 int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_change) {
   FileState& file = StateOf(replicated);
   const FreezeGate::Pass pass(gate_);
+  if (Fenced(page_.page())) {
+    return ESTALE;
+  }
   if (const int error = MakeRoom(); error != 0) {
     return error;
   }
@@ -173,7 +183,7 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   while (true) {
     const SetWord set = LoadSet(page_.page());
     const auto wanted = static_cast<uint8_t>((set.members() | set.joiners()) & ~done);
-    if (page_.page().state.load() == static_cast<uint32_t>(VolumeState::kFenced)) {
+    if (Fenced(page_.page())) {
       result = ESTALE;  // whoever else would let it succeed
       break;
     }

@@ -285,6 +285,7 @@ TEST_F(VolumeReplicatorTest, P4_AFencedVolumeSucceedsInNothingAlsoUnderProceedWi
   ASSERT_TRUE(page_->SetState(VolumeState::kFenced));
   EXPECT_EQ(Write(0, "alone"), ESTALE);
   EXPECT_EQ(Unlink(), ESTALE);
+  EXPECT_EQ(log_.last(), 0U) << "nothing was changed";
   EXPECT_EQ(Sync(), ESTALE);
   EXPECT_FALSE(page_->SetState(VolumeState::kClosing)) << "no way back";
   EXPECT_EQ(Sync(), ESTALE);

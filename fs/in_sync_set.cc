@@ -7,22 +7,27 @@ InSyncSet::InSyncSet(VolumePageOwner& page, size_t replicas) : page_(page) {
   page_.SetMembers(static_cast<uint8_t>((1U << replicas) - 1), 0);
 }
 
+void InSyncSet::Move(SetWord old, size_t replica, Place to) {
+  const auto rest = [&](uint8_t bits, Place place) {
+    return static_cast<uint8_t>((bits & ~Bit(replica)) | (to == place ? Bit(replica) : 0));
+  };
+  page_.SetMembers(rest(old.members(), Place::kMember), rest(old.joiners(), Place::kJoiner),
+                   rest(old.trailing(), Place::kTrailing));
+}
+
 bool InSyncSet::Leave(size_t replica) {
   const std::lock_guard lock(mutex_);
   const SetWord old = set();
-  if (((old.members() | old.joiners()) & Bit(replica)) == 0) {
+  if (((old.sent_to() | old.trailing()) & Bit(replica)) == 0) {
     return false;
   }
-  page_.SetMembers(static_cast<uint8_t>(old.members() & ~Bit(replica)),
-                   static_cast<uint8_t>(old.joiners() & ~Bit(replica)));
-  return (old.members() & Bit(replica)) != 0;
+  Move(old, replica, Place::kOut);
+  return ((old.members() | old.trailing()) & Bit(replica)) != 0;
 }
 
 void InSyncSet::Join(size_t replica) {
   const std::lock_guard lock(mutex_);
-  const SetWord old = set();
-  page_.SetMembers(static_cast<uint8_t>(old.members() & ~Bit(replica)),
-                   static_cast<uint8_t>(old.joiners() | Bit(replica)));
+  Move(set(), replica, Place::kJoiner);
 }
 
 bool InSyncSet::Admit(size_t replica) {
@@ -31,8 +36,17 @@ bool InSyncSet::Admit(size_t replica) {
   if ((old.joiners() & Bit(replica)) == 0) {
     return false;
   }
-  page_.SetMembers(static_cast<uint8_t>(old.members() | Bit(replica)),
-                   static_cast<uint8_t>(old.joiners() & ~Bit(replica)));
+  Move(old, replica, Place::kMember);
+  return true;
+}
+
+bool InSyncSet::Trail(size_t replica) {
+  const std::lock_guard lock(mutex_);
+  const SetWord old = set();
+  if ((old.members() & Bit(replica)) == 0) {
+    return false;
+  }
+  Move(old, replica, Place::kTrailing);
   return true;
 }
 

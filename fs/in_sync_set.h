@@ -17,20 +17,27 @@ class InSyncSet {
   // `page` must outlive the set. Requires: replicas <= kMaxReplicas.
   InSyncSet(VolumePageOwner& page, size_t replicas);
 
-  // Syncs neither send to it nor wait for it. True when it was a member: a joiner that goes is no redundancy lost.
+  // Syncs neither send to it, nor wait for it, nor capture for it. True when it was a member or trailed: a joiner that goes is no redundancy
+  // lost.
   bool Leave(size_t replica);
   // Syncs send to it and wait for it; it does not count yet.
   void Join(size_t replica);
   // It counts. False when it has left meanwhile: then it does not.
   bool Admit(size_t replica);
 
+  // Syncs capture for it, and do not send to it. False when it is no member.
+  bool Trail(size_t replica);
+
+  bool trailing(size_t replica) const { return (set().trailing() & Bit(replica)) != 0; }
   bool member(size_t replica) const { return (set().members() & Bit(replica)) != 0; }
   bool joiner(size_t replica) const { return (set().joiners() & Bit(replica)) != 0; }
   SetWord set() const { return LoadSet(page_.page()); }
-  // Somebody waits for it.
-  bool Wanted(size_t replica) const { return ((set().members() | set().joiners()) & Bit(replica)) != 0; }
+  // Syncs send to it, and wait for it.
+  bool Wanted(size_t replica) const { return (set().sent_to() & Bit(replica)) != 0; }
 
  private:
+  enum class Place { kOut, kJoiner, kMember, kTrailing };
+  void Move(SetWord old, size_t replica, Place to);
   static constexpr uint8_t Bit(size_t replica) { return static_cast<uint8_t>(1U << replica); }
 
   VolumePageOwner& page_;

@@ -51,14 +51,30 @@ bool VolumePageOwner::SetState(VolumeState state) {
   return true;
 }
 
-void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners) {
+void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners, uint8_t trailing) {
   std::lock_guard lock(mutex_);
   const SetWord old = LoadSet(*page_);
   const SetVersion version{Raw(old.version()) + 1};
-  page_->set.store(SetWord::Make(members, joiners, version).raw, std::memory_order_seq_cst);
+  page_->set.store(SetWord::Make(members, joiners, version, trailing).raw, std::memory_order_seq_cst);
   // Who has left comes back proven. After the set, and read before it.
   page_->unproven.fetch_and(members, std::memory_order_seq_cst);
   WakeAll(page_->set);
+}
+
+void VolumePageOwner::SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_lag) {
+  TrailLimits& limits = page_->trail[replica];
+  limits.rpo_ns = rpo_ns;
+  limits.on_lag = static_cast<uint32_t>(on_lag);
+  limits.bytes = UINT64_MAX;
+  limits.syncs = UINT64_MAX;
+  page_->trails |= 1U << replica;
+}
+
+void VolumePageOwner::AllowCaptures(size_t replica, uint64_t bytes, uint64_t syncs) {
+  page_->trail[replica].bytes.store(bytes, std::memory_order_release);
+  page_->trail[replica].syncs.store(syncs, std::memory_order_release);
+  page_->trail_acks.fetch_add(1, std::memory_order_seq_cst);
+  FutexWake(&page_->trail_acks, INT_MAX, FutexScope::kShared);
 }
 
 void VolumePageOwner::AwaitChange(SetWord seen, Deadline deadline) const {

@@ -34,7 +34,14 @@ class VolumePageOwner {
   // False when the page says so already, or that the volume is fenced: that is for ever.
   bool SetState(VolumeState state);
   // Publishes a new in-sync set under the next version and wakes who waits for a change.
-  void SetMembers(uint8_t members, uint8_t joiners);
+  void SetMembers(uint8_t members, uint8_t joiners, uint8_t trailing = 0);
+
+  // Replicas that trail (docs/internals/rpo.md). The limits are fixed while mounted: before the first program.
+  void SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_lag);
+  // What may be captured, ever, before a sync has to wait. Wakes who waits.
+  void AllowCaptures(size_t replica, uint64_t bytes, uint64_t syncs);
+  void AnnounceCut() { page_->cut.fetch_or(1, std::memory_order_seq_cst); }
+  void PublishCut(uint64_t number) { page_->cut.store(number * 2, std::memory_order_seq_cst); }
   // Returns when the set is not `seen` any more, or at the deadline, or for no reason.
   void AwaitChange(SetWord seen, Deadline deadline) const;
 

@@ -246,6 +246,11 @@ absl::StatusOr<control::EndResyncReply> ControlClient::EndResync(const control::
   return impl_->Unary(&Stub::EndResync, request, timeout);
 }
 
+absl::StatusOr<control::BeginTrailingReply> ControlClient::BeginTrailing(
+    const control::BeginTrailingRequest& request, Timeout timeout) {
+  return impl_->Unary(&Stub::BeginTrailing, request, timeout);
+}
+
 absl::StatusOr<control::ResyncReply> ControlClient::Resync(const control::ResyncRequest& request,
                                                            Timeout timeout) {
   return impl_->Unary(&Stub::Resync, request, timeout);

@@ -50,6 +50,8 @@ class ControlClient {
                                                       Timeout timeout);
   absl::StatusOr<control::EndResyncReply> EndResync(const control::EndResyncRequest& request,
                                                     Timeout timeout);
+  absl::StatusOr<control::BeginTrailingReply> BeginTrailing(const control::BeginTrailingRequest& request,
+                                                            Timeout timeout);
   absl::StatusOr<control::ResyncReply> Resync(const control::ResyncRequest& request, Timeout timeout);
   absl::StatusOr<control::LeaveReply> Leave(const control::LeaveRequest& request, Timeout timeout);
   absl::StatusOr<control::ChecksumsReply> Checksums(const control::ChecksumsRequest& request,

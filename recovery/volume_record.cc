@@ -22,16 +22,16 @@
 namespace pmirror::recovery {
 namespace {
 
-constexpr char kFirstLine[] = "pmirror copy record 3";
+constexpr char kFirstLine[] = "pmirror copy record 4";
 constexpr size_t kMaxBytes = 4096;
 
 std::string Body(const VolumeRecord& record) {
   return fmt::format(
       "{}\nvolume {}\ngeneration {}\nepoch {}\nmount_number {}\noperation {}\nclean {}\nresyncing "
-      "{}\nundo {}\nrolled_back {}\nboot {}\n",
+      "{}\nundo {}\nrolled_back {}\ntrailing {}\nboot {}\n",
       kFirstLine, UuidText(record.volume), record.generation, Raw(record.epoch), record.mount_number,
       record.operation, record.clean ? 1 : 0, record.resyncing ? 1 : 0, record.undo,
-      record.rolled_back ? 1 : 0, record.boot.empty() ? "unknown" : record.boot);
+      record.rolled_back ? 1 : 0, record.trailing ? 1 : 0, record.boot.empty() ? "unknown" : record.boot);
 }
 
 std::string Checksum(const std::string& body) {
@@ -52,10 +52,12 @@ std::optional<VolumeRecord> Parse(const std::vector<std::string>& values) {
   uint64_t clean = 0;
   uint64_t resyncing = 0;
   uint64_t rolled_back = 0;
+  uint64_t trailing = 0;
   if (!volume || !absl::SimpleAtoi(values[1], &record.generation) || !absl::SimpleAtoi(values[2], &epoch) ||
       !absl::SimpleAtoi(values[3], &record.mount_number) || !absl::SimpleAtoi(values[4], &record.operation) ||
       !absl::SimpleAtoi(values[5], &clean) || !absl::SimpleAtoi(values[6], &resyncing) ||
-      !absl::SimpleAtoi(values[7], &record.undo) || !absl::SimpleAtoi(values[8], &rolled_back)) {
+      !absl::SimpleAtoi(values[7], &record.undo) || !absl::SimpleAtoi(values[8], &rolled_back) ||
+      !absl::SimpleAtoi(values[9], &trailing)) {
     return std::nullopt;
   }
   record.volume = *volume;
@@ -63,7 +65,8 @@ std::optional<VolumeRecord> Parse(const std::vector<std::string>& values) {
   record.clean = clean != 0;
   record.resyncing = resyncing != 0;
   record.rolled_back = rolled_back != 0;
-  record.boot = values[9];
+  record.trailing = trailing != 0;
+  record.boot = values[10];
   return record;
 }
 
@@ -101,9 +104,9 @@ absl::StatusOr<std::optional<VolumeRecord>> LoadVolumeRecord(const std::string& 
     length += got > 0 ? static_cast<size_t>(got) : 0;
   }
   text.resize(length);
-  static constexpr std::array<const char*, 10> kKeys = {
+  static constexpr std::array<const char*, 11> kKeys = {
       "volume", "generation", "epoch", "mount_number", "operation",
-      "clean",  "resyncing",  "undo",  "rolled_back",  "boot"};
+      "clean",  "resyncing",  "undo",  "rolled_back",  "trailing", "boot"};
   const std::vector<std::string> lines = absl::StrSplit(text, '\n');
   if (lines.front() != kFirstLine) {
     return Corrupt(path, "line 1: not a replica record of this version");
@@ -118,7 +121,7 @@ absl::StatusOr<std::optional<VolumeRecord>> LoadVolumeRecord(const std::string& 
   }
   const std::optional<VolumeRecord> record = Parse(values);
   if (!record || text != Body(*record) + Checksum(Body(*record))) {
-    return Corrupt(path, "line 12: the checksum does not fit");
+    return Corrupt(path, "line 13: the checksum does not fit");
   }
   return record;
 }

@@ -28,6 +28,8 @@ struct VolumeRecord {
   uint64_t undo = 0;
   // The copy was taken back there: only a resync may follow, whatever the other fields say.
   bool rolled_back = false;
+  // The copy is changed by whole batches only, and is what the last complete one left: also after a crash (docs/internals/rpo.md).
+  bool trailing = false;
   std::string
       boot;  // of the machine when it was written: after a restart of it, what was not durable may be gone
   friend bool operator==(const VolumeRecord&, const VolumeRecord&) = default;

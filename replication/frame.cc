@@ -10,7 +10,9 @@ namespace pmirror {
 namespace {
 
 bool KnownKind(uint8_t kind) {
-  return kind >= static_cast<uint8_t>(FrameKind::kHello) && kind <= static_cast<uint8_t>(FrameKind::kRevoke);
+  return (kind >= static_cast<uint8_t>(FrameKind::kHello) &&
+          kind <= static_cast<uint8_t>(FrameKind::kRevoke)) ||
+         kind == static_cast<uint8_t>(FrameKind::kBatch);
 }
 
 }  // namespace
@@ -80,6 +82,8 @@ const char* Name(FrameKind kind) {
       return "grant";
     case FrameKind::kRevoke:
       return "revoke";
+    case FrameKind::kBatch:
+      return "batch";
   }
   return "unknown";
 }

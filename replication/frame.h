@@ -34,7 +34,9 @@ enum class FrameKind : uint8_t {
   kHeartbeat = 8,  // daemon <-> replica: answered by an ack
   kGrant = 9,      // daemon -> replica: session `order` may write `file`; no payload
   kRevoke = 10,    // daemon -> replica: session `order` may no longer write `file` (kNone: the session ends)
-  // 11..13 belong to recovery reads, resync and verify streams.
+  // 11 and 13 belong to recovery reads and verify streams.
+  kBatch =
+      12,  // daemon -> replica that trails: bytes `ranges[0]` of batch `order`; kFlagContinues: not the last ones
 };
 
 // FrameHeader::flags

@@ -80,6 +80,7 @@ bool Receiver::MaySend(FrameKind kind) const {
     case FrameKind::kNamespaceOp:
     case FrameKind::kGrant:
     case FrameKind::kRevoke:
+    case FrameKind::kBatch:
       return config_.kind == SessionKind::kDaemon;
     case FrameKind::kHello:  // the first frame only
     case FrameKind::kHelloAck:
@@ -92,6 +93,11 @@ bool Receiver::MaySend(FrameKind kind) const {
 
 // A frame that contradicts itself was not made by a sender of ours, whatever its checksum says.
 Decision Receiver::CheckFields(const FrameHeader& header, std::span<const WireRange> ranges) const {
+  if (static_cast<FrameKind>(header.kind) == FrameKind::kBatch) {
+    const bool fits = header.range_count == 1 && header.order != 0 && header.size_generation == 0 &&
+                      header.payload_length != 0 && ranges.front().length == header.payload_length;
+    return fits ? kAdmitted : Cut("fields that do not fit the kind");
+  }
   if (static_cast<FrameKind>(header.kind) != FrameKind::kDataImage) {
     const bool body = static_cast<FrameKind>(header.kind) == FrameKind::kNamespaceOp;
     const bool fits = header.range_count == 0 && header.size_generation == 0 &&

@@ -14,6 +14,7 @@
 
 #include "replication/frame_filler.h"
 #include "replication/futex_mutex.h"
+#include "replication/log_capture.h"
 #include "replication/patience.h"
 #include "replication/signal_guard.h"
 
@@ -67,9 +68,10 @@ class Sync {
  public:
   Sync(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
        SyncObserver& observer, const CaptureTarget& target, std::span<const Extent> extents,
-       ByteSource& source, WaitLevel level, LocalPersist* local, ReplicaMask considered)
+       ByteSource& source, WaitLevel level, LocalPersist* local, ReplicaMask considered, CaptureOutlet outlet)
       : page_(page),
         considered_(considered),
+        outlet_(outlet),
         sessions_(sessions),
         staging_(staging),
         observer_(observer),
@@ -104,6 +106,8 @@ class Sync {
   Error Fenced() const;
   void Adopt(SetWord set);
   ReplicaMask Reachable(ReplicaMask missing);
+  Error CaptureFor(ReplicaMask trailing);
+  bool AwaitRpo(SetWord set);
   Error Try(SetWord set, ReplicaMask replicas);
   std::optional<Order> TakeOrderPatiently();
   Error SendAll(Attempt& attempt);
@@ -120,6 +124,7 @@ class Sync {
 
   const VolumePage& page_;
   const ReplicaMask considered_;
+  const CaptureOutlet outlet_;
   const std::span<DataSession* const> sessions_;
   StagingPool& staging_;
   SyncObserver& observer_;
@@ -134,6 +139,7 @@ class Sync {
   std::optional<SetWord> seen_;
   uint64_t seen_epoch_ = 0;
   bool persisted_ = false;
+  bool captured_ = false;  // something, for replicas that trail
   Error local_error_;
   bool sent_before_ = false;  // a frame of an earlier attempt may have arrived
   uint64_t furthest_ = 0;     // bytes that any attempt has got into the transport
@@ -148,13 +154,24 @@ Error Sync::Converge() {
     PMIRROR_RETURN_IF_ERROR(Fenced());
     const SetWord set = LoadSet(page_);
     Adopt(set);
-    const auto missing = static_cast<ReplicaMask>((set.members() | set.joiners()) & considered_ & ~done_);
-    if (missing == 0 && (considered_ != kAllReplicas || MaySucceed(page_, set))) {
+    const auto missing = static_cast<ReplicaMask>(set.sent_to() & considered_ & ~done_);
+    const auto uncaptured =
+        static_cast<ReplicaMask>(considered_ == kAllReplicas ? set.trailing() & ~done_ : 0);
+    if (missing == 0 && uncaptured == 0 && (considered_ != kAllReplicas || MaySucceed(page_, set))) {
       PersistHere();
-      return local_error_;
+      PMIRROR_RETURN_IF_ERROR(local_error_);
+      if (!AwaitRpo(set)) {
+        return Error::Ok();
+      }
     }
     if (patience_.RanOut()) {
       return {patience_.error(), "replicate: no answer from the replica within the deadline"};
+    }
+    if (uncaptured != 0) {
+      PMIRROR_RETURN_IF_ERROR(CaptureFor(uncaptured));
+    }
+    if (missing == 0 && (MaySucceed(page_, set) || uncaptured != 0)) {
+      continue;
     }
     const ReplicaMask reachable = Reachable(missing);
     if (superseded_) {
@@ -192,11 +209,42 @@ void Sync::Adopt(SetWord set) {
   if (!one_step) {
     done_ = 0;
   }
-  done_ &= static_cast<ReplicaMask>(set.members() | set.joiners());
+  done_ &= static_cast<ReplicaMask>(set.sent_to() | set.trailing());
   seen_ = set;
   seen_epoch_ = epoch;
   furthest_ = 0;  // who is new gets all of it
   next_pause_ = kFirstPause;
+}
+
+// Replicas that trail get the bytes by way of the log: once for all of them.
+Error Sync::CaptureFor(ReplicaMask trailing) {
+  if (outlet_.log == nullptr) {
+    return {EIO, "replicate: there is no capture log, and a replica trails"};
+  }
+  const Result<bool> captured =
+      LogCapture(page_, outlet_, patience_).Capture(target_, extents_, source_, trailing);
+  if (!captured.ok()) {
+    return captured.error();
+  }
+  if (captured.value()) {
+    done_ |= trailing;
+    captured_ = captured_ || !extents_.empty();
+  }
+  return Error::Ok();
+}
+
+// True when a replica lags more than it may: then it was waited for, a while.
+bool Sync::AwaitRpo(SetWord set) {
+  if (!captured_) {
+    return false;
+  }
+  LogCapture capture(page_, outlet_, patience_);
+  const uint32_t acks = page_.trail_acks.load(std::memory_order_acquire);
+  if (capture.WithinRpo(set.trailing())) {
+    return false;
+  }
+  capture.AwaitShipping(acks);
+  return true;
 }
 
 // Those connected already go first, so that one that is gone does not keep the bytes from the others.
@@ -294,7 +342,7 @@ bool Sync::SizeMoved(Attempt& attempt) {
 // be newer there than what is missing (promise P2). Bytes that were copied while it was in the set are older than any such success.
 void Sync::DropLeavers(Attempt& attempt) {
   const SetWord set = LoadSet(page_);
-  attempt.alive &= static_cast<ReplicaMask>(set.members() | set.joiners());
+  attempt.alive &= set.sent_to();
 }
 
 Error Sync::SendAll(Attempt& attempt) {
@@ -396,7 +444,7 @@ SendStatus Sync::AwaitOne(Attempt& attempt, size_t replica) {
       patience_.Progress();
     }
     const SetWord set = LoadSet(page_);
-    const bool wanted = ((set.members() | set.joiners()) & Bit(replica)) != 0;
+    const bool wanted = (set.sent_to() & Bit(replica)) != 0;
     if (!wanted || !Fenced().ok() || patience_.RanOut()) {
       return SendStatus::kTimedOut;
     }
@@ -478,8 +526,9 @@ Error Replication::Replicate(const CaptureTarget& target, std::span<const Extent
   Error result;
   {
     const SignalBlock block;
-    result =
-        Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local, considered_).Run();
+    result = Sync(page_, sessions_, staging_, observer_, target, extents, source, level, local, considered_,
+                  outlet_)
+                 .Run();
   }
   // Not RAII: the thread may end here, and a destructor may not be left that way. The state before the type,
   // because glibc 2.36 loses the thread's result when enabling an asynchronous cancellation that is pending.

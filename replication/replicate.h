@@ -47,6 +47,15 @@ class LocalPersist {
   virtual Error Persist() = 0;
 };
 
+class CaptureWriter;
+struct CaptureClock;
+
+// This process's way to the replicas that trail (capture_log.h). Null: no replica of the volume ever does.
+struct CaptureOutlet {
+  CaptureClock* clock = nullptr;
+  CaptureWriter* log = nullptr;
+};
+
 // The file whose ranges are captured.
 struct CaptureTarget {
   FileId file = FileId::kNone;
@@ -87,6 +96,9 @@ class Replication {
   Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
               SyncObserver& observer, size_t only);
 
+  // Before the first call of Replicate. Both must outlive the object.
+  void UseCaptureLog(CaptureOutlet outlet) { outlet_ = outlet; }
+
   // Captures `extents` (sorted, not overlapping) of `target` and returns when they are at `level` on every
   // in-sync member. `level` kDurable puts a barrier on the last frame. `local` may be null. An empty
   // `extents` with kDurable sends a barrier alone. Never returns success after a failure of `local`. What
@@ -95,7 +107,8 @@ class Replication {
   // whenever the replica has let a further part of a large capture through. A joiner counts like a member: it
   // is asked for and waited for. Cancellation of the thread (both types) takes effect when the call returns,
   // not within it. Errors: EIO (policy fail, or suspend ran out; the replica's storage failed), ENOSPC (the
-  // replica is full), ESTALE (fenced), ETIMEDOUT never. Under kProceed a replica that left the set is not waited for. After an error nothing may be assumed about what the
+  // replica is full), ESTALE (fenced), ETIMEDOUT never. Under kProceed a replica that left the set is not waited for.
+  // For replicas that trail the bytes are captured to the outlet, whatever the level; the call waits when one of them is older than its RPO. After an error nothing may be assumed about what the
   // replicas have: the ranges are still dirty (keep the ticket as redo).
   Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                   WaitLevel level, LocalPersist* local);
@@ -106,6 +119,7 @@ class Replication {
   StagingPool& staging_;
   SyncObserver& observer_;
   const uint8_t considered_ = UINT8_MAX;  // bit a replica
+  CaptureOutlet outlet_;
 };
 
 }  // namespace pmirror

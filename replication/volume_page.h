@@ -20,16 +20,32 @@ enum class VolumeState : uint32_t {
 };
 
 // Who has to receive a capture: packed so that one load is consistent.
-// bits 0..7 in-sync members, 8..15 announced joiners, 16..63 set version.
+// bits 0..7 in-sync members, 8..15 announced joiners, 16..23 replicas that trail (RPO > 0), 24..63 set version.
 struct SetWord {
   uint64_t raw = 0;
   uint8_t members() const { return static_cast<uint8_t>(raw); }
   uint8_t joiners() const { return static_cast<uint8_t>(raw >> 8); }
-  SetVersion version() const { return SetVersion{raw >> 16}; }
-  static SetWord Make(uint8_t members, uint8_t joiners, SetVersion version) {
-    return {uint64_t{members} | uint64_t{joiners} << 8 | Raw(version) << 16};
+  uint8_t trailing() const { return static_cast<uint8_t>(raw >> 16); }
+  SetVersion version() const { return SetVersion{raw >> 24}; }
+  // Those who are sent what is synced.
+  uint8_t sent_to() const { return members() | joiners(); }
+  static SetWord Make(uint8_t members, uint8_t joiners, SetVersion version, uint8_t trailing = 0) {
+    return {uint64_t{members} | uint64_t{joiners} << 8 | uint64_t{trailing} << 16 | Raw(version) << 24};
   }
 };
+
+// What a sync does when a replica that trails is older than its RPO (docs/internals/rpo.md).
+enum class OnLag : uint32_t { kThrottle = 1, kProceed = 2 };
+
+// The RPO of one replica. What is not limited is 0 (time) or UINT64_MAX.
+struct TrailLimits {
+  uint64_t rpo_ns;  // fixed while mounted, as on_lag
+  uint32_t on_lag;  // OnLag
+  uint32_t reserved;
+  std::atomic<uint64_t> bytes;  // CaptureClock::bytes may not be beyond this
+  std::atomic<uint64_t> syncs;  // likewise
+};
+static_assert(sizeof(TrailLimits) == 32);
 
 // FileSlot::flags
 constexpr uint32_t kFileShared =
@@ -64,7 +80,12 @@ struct VolumePage {
   uint32_t tracking;                // Tracking proven for the backing file system (tracker.h)
   std::atomic<uint32_t>
       unproven;  // bit a replica: a member whose copy has not been found good in this mount yet
-  std::byte padding[4096 - 68];
+  std::atomic<uint32_t> trail_acks;  // futex word: counted up when a replica that trails has caught up some
+  uint32_t trails;  // bit a replica: it trails while it is well; fixed while mounted
+  // Number of the last cut, twice; and 1 while another is announced (docs/internals/rpo.md).
+  std::atomic<uint64_t> cut;
+  TrailLimits trail[kMaxReplicas];
+  std::byte padding[4096 - 88 - kMaxReplicas * sizeof(TrailLimits)];
   FileSlot slots[kMaxFileSlots];
 };
 static_assert(offsetof(VolumePage, slots) == 4096);
@@ -72,10 +93,10 @@ static_assert(offsetof(VolumePage, slots) == 4096);
 inline SetWord LoadSet(const VolumePage& page) { return {page.set.load(std::memory_order_acquire)}; }
 
 // Whether a sync that every member and joiner of `set` has may succeed (docs/internals/resync.md): under kProceed always, else only when no
-// configured replica is missing among the members.
+// configured replica is missing among the members and those that trail.
 inline bool MaySucceed(const VolumePage& page, SetWord set) {
   return page.on_loss == static_cast<uint32_t>(OnLoss::kProceed) ||
-         set.members() == static_cast<uint8_t>((1U << page.replica_count) - 1);
+         (set.members() | set.trailing()) == static_cast<uint8_t>((1U << page.replica_count) - 1);
 }
 
 }  // namespace pmirror

@@ -211,6 +211,15 @@ struct ControlService::Impl final : control::Control::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status BeginTrailing(grpc::ServerContext*, const control::BeginTrailingRequest* request,
+                             control::BeginTrailingReply*) override {
+    if (grpc::Status refusal = Admit(request->node()); !refusal.ok()) {
+      return refusal;
+    }
+    auto [replica, refusal] = Replica(request->volume());
+    return replica == nullptr ? refusal : ToGrpc(replica->BeginTrailing(*request));
+  }
+
   grpc::Status ChangeTree(grpc::ServerContext*, const control::ChangeTreeRequest* request,
                           control::ChangeTreeReply*) override {
     auto [replica, refusal] = Replica(request->volume());

@@ -3,6 +3,7 @@
 #include "server/data_applier.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -63,6 +64,28 @@ DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<con
     return {.outcome = OutcomeOf(error), .file = nullptr};
   }
   return {.outcome = kDone, .file = std::move(file)};
+}
+
+Outcome DataApplier::Lay(const std::shared_ptr<BackingFile>& file, uint64_t offset,
+                         std::span<const std::byte> bytes) {
+  const std::lock_guard lock(file->mutex);
+  if (const int error = files_.EnsureOpen(file); error != 0) {
+    return OutcomeOf(error);
+  }
+  if (bytes.empty()) {
+    if (file->size >= offset) {
+      return kDone;
+    }
+    if (::ftruncate(file->fd->get(), static_cast<off_t>(offset)) != 0) {
+      return OutcomeOf(errno);
+    }
+    file->size = offset;
+    domain_.SizeChanged(*file);
+    return kDone;
+  }
+  const ApplyPiece piece{.offset = offset, .length = bytes.size(), .payload_offset = 0};
+  const int error = Prepare(*file, {&piece, 1});
+  return OutcomeOf(error != 0 ? error : domain_.Write(*file, {&piece, 1}, bytes));
 }
 
 // Storage first: a frame that is refused needs no undo.

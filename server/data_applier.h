@@ -40,6 +40,10 @@ class DataApplier {
   Applied Apply(const FrameHeader& header, std::span<const WireRange> ranges,
                 std::span<const std::byte> payload, uint64_t applied_operation);
 
+  // Lays bytes of a batch over the file, whatever its order says: nobody else writes to a copy that trails. No bytes: the file is made at
+  // least `offset` bytes long.
+  Outcome Lay(const std::shared_ptr<BackingFile>& file, uint64_t offset, std::span<const std::byte> bytes);
+
  private:
   int Prepare(BackingFile& file, std::span<const ApplyPiece> pieces);
   int Reserve(BackingFile& file, std::span<const ApplyPiece> pieces);

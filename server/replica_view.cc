@@ -50,6 +50,8 @@ control::ReplicaState ReplicaVolumeView::CopyState() {
   message.set_restarted(state.restarted_in_use);
   message.set_promotable(state.promotable);
   message.set_image(state.image);
+  message.set_trailing(state.record.trailing);
+  message.set_batch(state.batch);
   return message;
 }
 
@@ -72,6 +74,13 @@ absl::StatusOr<control::BeginResyncReply> ReplicaVolumeView::BeginResync(
   control::BeginResyncReply reply;
   reply.set_token(*token);
   return reply;
+}
+
+absl::Status ReplicaVolumeView::BeginTrailing(const control::BeginTrailingRequest& request) {
+  return volume_.BeginTrailing({.node = request.node(),
+                                .epoch = Epoch{request.epoch()},
+                                .generation = request.generation(),
+                                .mount_number = request.mount_number()});
 }
 
 absl::Status ReplicaVolumeView::ChangeTree(const control::ChangeTreeRequest& request) {

@@ -24,7 +24,8 @@ absl::Status Superseded(const std::string& what) { return absl::FailedPreconditi
 ReplicaVolume::ReplicaVolume(Options options)
     : options_(std::move(options)),
       record_path_(absl::StrCat(options_.state_directory, "/", options_.name, ".copy")),
-      sessions_(options_.sessions) {}
+      sessions_(options_.sessions),
+      journal_(options_.backing, recovery::LogStorage::Real()) {}
 
 ReplicaVolume::~ReplicaVolume() { Shutdown().IgnoreError(); }
 
@@ -63,7 +64,8 @@ absl::Status ReplicaVolume::LoadRecord() {
                                                       recovery::UuidText(options_.uuid)));
   }
   epoch_ = Raw(record_.epoch);
-  restarted_in_use_ = record_.rolled_back || (!record_.clean && record_.boot != recovery::BootId());
+  restarted_in_use_ =
+      record_.rolled_back || (!record_.clean && !record_.trailing && record_.boot != recovery::BootId());
   return absl::OkStatus();
 }
 
@@ -109,6 +111,9 @@ absl::Status ReplicaVolume::OpenBacking() {
     if (const int error = domain_->PersistEverything(); error != 0) {
       return absl::ErrnoToStatus(error, absl::StrCat("make durable what ", options_.backing, " holds"));
     }
+  }
+  if (absl::Status status = ContinueBatches(); !status.ok()) {
+    return status;
   }
   return ContinueUndo();
 }
@@ -167,6 +172,10 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
     return absl::UnavailableError(absl::StrCat("a resync of this replica of ", options_.name,
                                                " has begun: its tree is not the primary's yet, and orders of "
                                                "the time before still count; try again"));
+  }
+  if (!new_mount && record_.trailing && request.kind != SessionKind::kDaemon) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this replica of ", options_.name, " trails: programs have nothing to send to it"));
   }
   if (record_.rolled_back) {
     return absl::FailedPreconditionError(
@@ -233,6 +242,10 @@ absl::Status ReplicaVolume::Adopt(const SessionRequest& request) {
         absl::StrCat("connections of an older epoch of ", options_.name, " have not ended yet; try again"));
   }
   if (new_mount) {
+    if (absl::Status status = EndTrailing(); !status.ok()) {
+      return status;
+    }
+    next.trailing = false;
     next.operation = 0;
   }
   if (absl::Status status = StoreRecord(next); !status.ok()) {
@@ -287,6 +300,9 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
   }
   if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("connections of the volume have not ended yet; try again");
+  }
+  if (absl::Status status = EndTrailing(); !status.ok()) {
+    return status;
   }
   if (absl::Status status = PersistAll(); !status.ok()) {
     return status;

@@ -2,7 +2,7 @@
 // One replicated volume on a node that holds a copy of it: what the control service asks (sessions, leaving,
 // state) and what the connections of the data plane do (apply, persist).
 //
-// Thread-safe. Lock order: control_mutex_, then namespace_mutex_, then one BackingFile::mutex; the session
+// Thread-safe. Lock order: control_mutex_, then batch_mutex_, then namespace_mutex_, then one BackingFile::mutex; the session
 // table's and the sessions' own locks are leaves. Data frames of different files are applied side by side;
 // namespace operations one at a time.
 // ---
@@ -28,10 +28,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "recovery/batch.h"
 #include "recovery/volume_record.h"
 #include "replication/frame.h"
 #include "replication/persistence.h"
 #include "server/backing_index.h"
+#include "server/batch_journal.h"
 #include "server/data_applier.h"
 #include "server/file_table.h"
 #include "server/namespace_applier.h"
@@ -104,6 +106,10 @@ class ReplicaVolume {
   // Everything is durable, and the copy whole again, when this returns OK.
   absl::Status EndResync(uint64_t token);
 
+  // From here on the copy is changed by whole batches only, and shows the last one that was acknowledged, or a later one, whatever happens
+  // (docs/internals/rpo.md). The sessions of programs have ended when this returns OK. kFailedPrecondition: it is not in sync with that mount.
+  absl::Status BeginTrailing(const ResyncRequest& request);
+
   struct Departure {
     Epoch epoch{};
     uint64_t operation = 0;
@@ -135,7 +141,8 @@ class ReplicaVolume {
     std::string refusal;  // not empty: the copy cannot be used, why and what to do
     // There is a legal image to be promoted from: what the files show, or, while a resync runs, what the undo log leads back to.
     bool promotable = false;
-    std::string image;  // which one, or why there is none
+    std::string image;   // which one, or why there is none
+    uint64_t batch = 0;  // of a copy that trails: the last one that is applied
     Domain domain = Domain::kFile;
     size_t objects = 0;
     size_t objects_without_id = 0;
@@ -211,6 +218,15 @@ class ReplicaVolume {
   Outcome Revoke(const FrameHeader& header);
   int MarkOperation(uint64_t mount_number, uint64_t operation);
 
+  absl::Status EndTrailing();
+  absl::Status SettleBatches();
+  absl::Status ContinueBatches();
+  Outcome TakeBatch(const FrameHeader& header, std::span<const WireRange> ranges,
+                    std::span<const std::byte> payload);
+  Outcome StoreAndApply(std::span<const std::byte> bytes, const recovery::BatchView& batch);
+  Outcome ApplyBatch(const recovery::BatchView& batch);
+  Outcome ApplyBatchedOperation(uint64_t number, std::span<const std::byte> bytes);
+
   const Options options_;
   const std::string record_path_;
   std::unique_ptr<BackingIndex> index_;
@@ -235,6 +251,14 @@ class ReplicaVolume {
   VolumeRecord record_;                 // guarded by control_mutex_
   std::atomic<uint64_t> epoch_ = 0;     // record_.epoch, or what it is about to become
   std::atomic<int> storage_error_ = 0;  // of a barrier that failed: no later one can be believed
+
+  std::atomic<bool> trailing_ = false;  // as record_.trailing
+  mutable std::mutex batch_mutex_;      // after control_mutex_, before namespace_mutex_
+  BatchJournal journal_;                // guarded by batch_mutex_, as all below
+  std::vector<std::byte> incoming_;
+  recovery::BatchBuilder::Identity batch_;  // that was applied last; 0: none since it trails
+  uint64_t batch_half_done_ = 0;            // number of one that is in the journal and not in the files
+  std::vector<std::shared_ptr<BackingFile>> batch_files_;  // what it changed, and is perhaps not durable
 
   std::mutex namespace_mutex_;
   uint64_t mount_number_ = 0;          // guarded by namespace_mutex_

@@ -20,7 +20,11 @@ constexpr size_t kMaxTouched = 4096;
 
 Outcome ReplicaVolume::Apply(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                              std::span<const std::byte> payload) {
-  switch (static_cast<FrameKind>(header.kind)) {
+  const auto kind = static_cast<FrameKind>(header.kind);
+  if (trailing_ && (kind == FrameKind::kDataImage || kind == FrameKind::kNamespaceOp)) {
+    return pmirror::server::Refusal{RefusalCode::kNotGranted};  // of a session that has not heard of it yet
+  }
+  switch (kind) {
     case FrameKind::kDataImage:
       return ApplyData(session, header, ranges, payload);
     case FrameKind::kNamespaceOp:
@@ -34,6 +38,8 @@ Outcome ReplicaVolume::Apply(Session& session, const FrameHeader& header, std::s
         session.touched.Add(files_->Get(FileId{header.file}));
       }
       return kDone;
+    case FrameKind::kBatch:
+      return TakeBatch(header, ranges, payload);
     default:
       return kDone;
   }

@@ -58,6 +58,15 @@ absl::Status ReplicaVolume::BeginUndo() {
 
 void ReplicaVolume::FillPromotable(State& state) const {
   const VolumeRecord& record = state.record;
+  if (record.trailing && state.refusal.empty()) {
+    const std::lock_guard lock(batch_mutex_);
+    state.batch = batch_.number;
+    state.promotable = batch_half_done_ == 0;
+    state.image = state.promotable
+                      ? absl::StrCat("batch ", batch_.number, " of mount ", record.mount_number)
+                      : absl::StrCat("batch ", batch_half_done_, " could not be applied in full");
+    return;
+  }
   if (!record.resyncing) {
     state.promotable = record.generation != 0 && state.refusal.empty();
     state.image = !state.refusal.empty() ? state.refusal
@@ -97,6 +106,9 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   epoch_.store(Raw(request.epoch), std::memory_order_release);
   if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("connections of the volume have not ended yet; try again");
+  }
+  if (status = EndTrailing(); !status.ok()) {
+    return status;
   }
   if (status = BeginUndo(); !status.ok()) {
     return status;

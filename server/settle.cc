@@ -17,6 +17,7 @@
 #include "recovery/volume_record.h"
 #include "replication/unique_fd.h"
 #include "server/host.h"
+#include "server/replica_volume.h"
 #include "server/undo_log.h"
 #include "server/undo_rollback.h"
 
@@ -38,6 +39,28 @@ absl::StatusOr<VolumeRecord> Load(const std::string& path) {
   return **std::move(record);
 }
 
+// A copy that trails: opening it completes the batch that a crash interrupted. With the state directory locked.
+absl::StatusOr<std::string> CompleteBatch(const std::string& backing, const std::string& record_path,
+                                          const VolumeRecord& record) {
+  const std::filesystem::path path = std::filesystem::absolute(record_path);
+  absl::StatusOr<std::unique_ptr<ReplicaVolume>> volume =
+      ReplicaVolume::Open({.name = path.stem(),
+                           .uuid = record.volume,
+                           .backing = backing,
+                           .state_directory = path.parent_path(),
+                           .domain = Domain::kFile,
+                           .sessions = {}});
+  if (!volume.ok()) {
+    return volume.status();
+  }
+  const ReplicaVolume::State state = (*volume)->state();
+  if (absl::Status status = (*volume)->Shutdown(); !status.ok()) {
+    return status;
+  }
+  return fmt::format("{}: its files are what the last complete batch left, {}, operation {}", backing,
+                     state.image, state.operation);
+}
+
 std::string Describe(const VolumeRecord& record) {
   return fmt::format("operation {} of mount {}", record.operation, record.mount_number);
 }
@@ -46,7 +69,7 @@ std::string Describe(const VolumeRecord& record) {
 
 absl::StatusOr<std::string> Settle(const std::string& backing, const std::string& record_path) {
   const std::string own_path = fmt::format("{}/{}", backing, recovery::kOwnDirectory);
-  const UniqueFd own(::open(own_path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  UniqueFd own(::open(own_path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!own.valid()) {
     return absl::FailedPreconditionError(fmt::format("{} is no backing directory of a volume: it has no {}",
                                                      backing, recovery::kOwnDirectory));
@@ -80,6 +103,10 @@ absl::StatusOr<std::string> Settle(const std::string& backing, const std::string
   const absl::StatusOr<VolumeRecord> record = Load(path);
   if (!record.ok()) {
     return record.status();
+  }
+  if (record->trailing) {
+    own.Reset();  // and its lock: the state directory's keeps daemons away
+    return CompleteBatch(backing, path, *record);
   }
   if (point.ok() && record->volume != point->record.volume) {
     return absl::FailedPreconditionError(

@@ -115,6 +115,9 @@ class FakeReplica : public ReplicaView {
     reply.set_token(request.mount_number() + 1);
     return reply;
   }
+  absl::Status BeginTrailing(const control::BeginTrailingRequest&) override {
+    return absl::UnimplementedError("");
+  }
   absl::Status ChangeTree(const control::ChangeTreeRequest& request) override {
     operations += static_cast<size_t>(request.operations_size());
     return absl::OkStatus();

@@ -102,6 +102,21 @@ Sequence ReplicaClient::Op(uint64_t number, const NamespaceOp& op, uint8_t flags
   return header.sequence;
 }
 
+Sequence ReplicaClient::Batch(uint64_t number, std::span<const std::byte> bytes, size_t piece,
+                              size_t pieces) {
+  Sequence last = 0;
+  for (size_t at = 0; at < bytes.size() && pieces > 0; at += piece, --pieces) {
+    const auto part = bytes.subspan(at, std::min(piece, bytes.size() - at));
+    FrameHeader header =
+        Header(FrameKind::kBatch, at + part.size() < bytes.size() ? kFlagContinues : kFlagAckWanted);
+    header.order = number;
+    const WireRange range{at, part.size()};
+    SendBytes(EncodeFrame(header, {&range, 1}, part));
+    last = header.sequence;
+  }
+  return last;
+}
+
 Sequence ReplicaClient::Barrier(uint64_t file) {
   FrameHeader header = Header(FrameKind::kBarrier);
   header.file = file;

@@ -40,6 +40,9 @@ class ReplicaClient {
                 uint64_t size_generation = 0);
   Sequence Op(uint64_t number, const NamespaceOp& op, uint8_t flags = kFlagAckWanted);
   Sequence Barrier(uint64_t file = 0);
+  // A whole batch in pieces of `piece` bytes, or its first ones only.
+  Sequence Batch(uint64_t number, std::span<const std::byte> bytes, size_t piece = 1 << 20,
+                 size_t pieces = SIZE_MAX);
   Sequence Grant(SessionId session, uint64_t file, FrameKind kind = FrameKind::kGrant);
   Sequence Heartbeat();
   void SendBytes(std::span<const std::byte> bytes);

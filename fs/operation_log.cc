@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "fs/operation_log.h"
 
+#include <algorithm>
 #include <cassert>
 
 namespace pmirror::fs {
@@ -35,6 +36,9 @@ OperationLog::Bytes OperationLog::Get(uint64_t number) const {
 
 void OperationLog::Trim(uint64_t number) {
   std::lock_guard lock(mutex_);
+  for (const auto& [keeper, last] : kept_) {
+    number = std::min(number, last);
+  }
   while (!operations_.empty() && first_ <= number) {
     operations_.pop_front();
     ++first_;
@@ -43,7 +47,22 @@ void OperationLog::Trim(uint64_t number) {
 
 bool OperationLog::full() const {
   std::lock_guard lock(mutex_);
-  return operations_.size() >= kMaxOperations;
+  return operations_.size() >= (kept_.empty() ? kMaxOperations : kMostKept);
+}
+
+void OperationLog::Keep(size_t keeper, uint64_t number) {
+  std::lock_guard lock(mutex_);
+  kept_[keeper] = number;
+}
+
+void OperationLog::Release(size_t keeper) {
+  std::lock_guard lock(mutex_);
+  kept_.erase(keeper);
+}
+
+void OperationLog::ReleaseAll() {
+  std::lock_guard lock(mutex_);
+  kept_.clear();
 }
 
 }  // namespace pmirror::fs

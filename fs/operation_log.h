@@ -2,11 +2,12 @@
 // The volume's namespace operations in their one order, encoded, from the oldest that some replica does not have durably to the newest.
 // Links read it at their own pace and replay from it after a reconnect. Thread-safe.
 //
-// Bounded: Append waits for nobody, but FullThrough() tells its caller when to ask for a barrier and wait (kMaxOperations).
+// Bounded: Append waits for nobody, but full() tells its caller when to ask for a barrier and wait.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -18,6 +19,7 @@ namespace pmirror::fs {
 class OperationLog {
  public:
   static constexpr size_t kMaxOperations = 4096;
+  static constexpr size_t kMostKept = 65536;  // while somebody keeps some
 
   using Bytes = std::shared_ptr<const std::vector<std::byte>>;
 
@@ -34,10 +36,17 @@ class OperationLog {
   void Trim(uint64_t number);
   bool full() const;
 
+  // What comes behind `number` stays until Release() by the same `keeper`: the tree that a resync brings to its replica is as of then.
+  void Keep(size_t keeper, uint64_t number);
+  void Release(size_t keeper);
+  // Nothing is kept any more: there is too much of it.
+  void ReleaseAll();
+
  private:
   mutable std::mutex mutex_;
-  std::deque<Bytes> operations_;  // guarded by mutex_
-  uint64_t first_ = 1;            // guarded by mutex_; number of operations_.front()
+  std::deque<Bytes> operations_;     // guarded by mutex_
+  uint64_t first_ = 1;               // guarded by mutex_; number of operations_.front()
+  std::map<size_t, uint64_t> kept_;  // guarded by mutex_; keeper -> last operation that may go
 };
 
 }  // namespace pmirror::fs

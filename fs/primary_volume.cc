@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,6 +16,7 @@
 #include <utility>
 
 #include "recovery/backing_owner.h"
+#include "recovery/random_value.h"
 #include "replication/write_tracker.h"
 
 namespace pmirror::fs {
@@ -28,16 +28,6 @@ constexpr std::chrono::seconds kProofDeadline{10};  // of write tracking, on a f
 constexpr milliseconds kLeaveTimeout{15000};
 constexpr milliseconds kRevokeDeadline{200};
 constexpr size_t kStagingBytes = (kMaxFrame + kPageSize - 1) / kPageSize * kPageSize;
-
-uint64_t RandomGeneration() {
-  uint64_t number = 0;
-  while (number == 0) {
-    if (::getrandom(&number, sizeof number, 0) != sizeof number) {
-      number = 0;
-    }
-  }
-  return number;
-}
 
 // Nothing but pmirror's own entry.
 absl::StatusOr<bool> IsEmpty(const BackingRoot& root, const std::string& path) {
@@ -121,7 +111,7 @@ absl::Status PrimaryVolume::TakeUp() {
   if (!empty.ok()) {
     return empty.status();
   }
-  record_.generation = record_.generation != 0 ? record_.generation : RandomGeneration();
+  record_.generation = record_.generation != 0 ? record_.generation : recovery::RandomNumber();
   history_ = {.generation = record_.generation,
               .mount_number = record_.mount_number,
               .operation = record_.operation,
@@ -207,9 +197,6 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
           .volume_name = options_.name,
           .mount_number = record_.mount_number,
           .marks = marks_.get(),
-          // Not compared: a frame of the killed program, or of one that stored there before it, may still be on its way, and only bytes
-          // sent under a newer order number come behind it.
-          .checksums = {},
           .refused = [this](size_t replica, int error) { links_[replica]->Refused(error); },
           .sync_backing = [this] { return SyncBacking(); }},
       *page_, log_, paths, *staging_, events_);
@@ -355,6 +342,14 @@ void PrimaryVolume::Unfit(size_t replica) {
   }
   if (trailer_ != nullptr) {
     trailer_->End(replica);
+  }
+}
+
+// Also where no sync would ask the replica: under proceed, without members (promise P4).
+void PrimaryVolume::Superseded(size_t replica, const std::string& reason) {
+  if (page_->SetState(VolumeState::kFenced)) {
+    events_.Report(Severity::kError, "superseded",
+                   {{"volume", options_.name}, {"node", links_[replica]->node()}, {"reason", reason}});
   }
 }
 

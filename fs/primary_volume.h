@@ -127,6 +127,7 @@ class PrimaryVolume final : public ClientVolume,
   void Recovered(size_t replica) override;
   bool Lost(size_t replica) override;
   void Unfit(size_t replica) override;
+  void Superseded(size_t replica, const std::string& reason) override;
   absl::Status Resync(size_t replica, ResyncPeer& peer) override;
   bool Wanted(size_t replica) override { return set_->Wanted(replica); }
   bool Trails(size_t replica) override { return set_->trailing(replica); }

@@ -12,7 +12,8 @@ namespace {
 
 // Each may have to write a whole volume's dirty pages back, or to walk its tree; a peer that is gone is found out by the channel much sooner.
 constexpr std::chrono::minutes kCallTimeout{10};
-constexpr size_t kMaxBatchBytes = 1 << 20;  // of operations in one message
+constexpr std::chrono::seconds kChecksumsTimeout{60};  // of one chunk
+constexpr size_t kMaxBatchBytes = 1 << 20;             // of operations in one message
 constexpr size_t kMaxBatch = 1024;
 
 }  // namespace
@@ -20,7 +21,8 @@ constexpr size_t kMaxBatch = 1024;
 RemoteCopy::RemoteCopy(proto::ControlClient& client, const Terms& terms)
     : client_(client),
       terms_(terms),
-      tree_(client, terms.volume, kCallTimeout, recovery::InventoryDetail::kFull) {}
+      tree_(client, terms.volume, kCallTimeout, recovery::InventoryDetail::kFull),
+      checksums_(client, terms.volume, kChecksumsTimeout) {}
 
 absl::Status RemoteCopy::Begin() {
   control::BeginResyncRequest request;
@@ -71,7 +73,7 @@ absl::Status RemoteCopy::AdoptMount(uint64_t operation) {
 }
 
 absl::StatusOr<recovery::BlockChecksums> RemoteCopy::Checksums(FileId file, Extent extent, uint32_t block) {
-  return tree_.Checksums(file, extent, block);
+  return checksums_.Checksums(file, extent, block);
 }
 
 absl::Status RemoteCopy::End() {

@@ -33,6 +33,7 @@ class RemoteCopy : public ResyncPeer {
   proto::ControlClient& client_;
   const Terms terms_;
   RemoteTree tree_;
+  RemoteTree checksums_;
   uint64_t token_ = 0;
 };
 

@@ -67,7 +67,16 @@ absl::StatusOr<recovery::BlockChecksums> RemoteTree::Checksums(FileId file, Exte
   if (!reply.ok()) {
     return reply.status();
   }
-  return recovery::BlockChecksums{{reply->crc().begin(), reply->crc().end()}, reply->size()};
+  if (reply->sums().empty() && extent.offset < reply->size() && extent.length != 0) {
+    return absl::FailedPreconditionError(
+        "the node sends no checksums that can be compared: run the same version on both");
+  }
+  recovery::BlockChecksums checksums;
+  checksums.size = reply->size();
+  for (int i = 0; i + 1 < reply->sums_size(); i += 2) {
+    checksums.sums.push_back({.high = reply->sums(i), .low = reply->sums(i + 1)});
+  }
+  return checksums;
 }
 
 }  // namespace pmirror::fs

@@ -20,6 +20,7 @@ using std::chrono::nanoseconds;
 constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kRetryPause{100};  // between attempts to reach a replica that is away
 constexpr milliseconds kLongestRetryPause{3000};
+constexpr milliseconds kCancelPause{20};
 constexpr milliseconds kLongestPersonPause{10000};  // of a cause that a person has to remove
 
 }  // namespace
@@ -57,10 +58,14 @@ void ReplicaLink::Start(LinkOwner& owner) {
 
 void ReplicaLink::Stop() {
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     stopping_ = true;
+    wake_.notify_all();
+    while (thread_.joinable() && !ended_) {  // a call of a resync may take minutes, and another follow
+      control_.Cancel();
+      wake_.wait_for(lock, kCancelPause, [&] { return ended_; });
+    }
   }
-  wake_.notify_all();
   if (thread_.joinable()) {
     thread_.join();
   }
@@ -205,6 +210,8 @@ void ReplicaLink::Maintain() {
                    [&] { return stopping_ || hurry_ || (well && resync_due_); });
     hurry_ = false;
     if (stopping_) {
+      ended_ = true;
+      wake_.notify_all();
       return;
     }
   }

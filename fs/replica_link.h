@@ -41,8 +41,10 @@ class LinkOwner {
   virtual void Recovered(size_t replica) = 0;
   // It said nothing for the deadline, or cannot take what it is sent. True: it counts no more, and has to be brought back by a resync.
   virtual bool Lost(size_t replica) = 0;
-  // Its copy was found not to be good: it counts no more.
+  // Its copy was found not to be good: it counts no more. Any thread.
   virtual void Unfit(size_t replica) = 0;
+  // It follows a newer epoch or mount: this primary is none any more. Any thread, again and again.
+  virtual void Superseded(size_t replica, const std::string& reason) = 0;
   // Brings the copy to what the primary has; blocks until it counts again, or cannot be.
   virtual absl::Status Resync(size_t replica, ResyncPeer& peer) = 0;
   // Syncs send to it. Any thread.
@@ -104,8 +106,6 @@ class ReplicaLink final : public Connector {
   // A connection for a program's session, hello answered. Session 0: a new one. Errors as Connect.
   Result<Connection> ConnectProcess(const std::string& process, SessionId session, Sequence next_sequence,
                                     Deadline deadline);
-
-  absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block);
 
   // It is changed by whole batches from here on, and has applied operations up to the one answered.
   absl::StatusOr<uint64_t> BeginTrailing(std::chrono::milliseconds timeout);
@@ -180,6 +180,7 @@ class ReplicaLink final : public Connector {
   int refusal_ = 0;            // errno of data that it refused; 0: none since it counted last
   bool resyncing_ = false;     // the thread is at it
   LinkOwner* owner_ = nullptr;
+  bool ended_ = false;                      // the thread
   std::optional<uint64_t> followed_mount_;  // as ResyncPeer::FollowedMount()
   std::optional<uint64_t> tree_as_of_;      // as ResyncPeer::TreeAsOf()
   std::thread thread_;

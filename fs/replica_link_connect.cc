@@ -61,9 +61,10 @@ ReplicaLink::Verdict ReplicaLink::Evaluate(const control::ReplicaState& replica)
   verdict.unusable = verdict.decision == CopyDecision::kForeign;
   if (verdict.superseded) {
     verdict.unusable = true;
-    verdict.reason = fmt::format("{} follows epoch {} mount {}; this is epoch {} mount {}: stop this daemon",
-                                 options_.replica_node, replica.epoch(), replica.mount_number(),
-                                 Raw(options_.epoch), options_.mount_number);
+    verdict.reason =
+        fmt::format("{} follows epoch {} mount {}; this is epoch {} mount {}, and fenced: stop this daemon",
+                    options_.replica_node, replica.epoch(), replica.mount_number(), Raw(options_.epoch),
+                    options_.mount_number);
   } else if (!replica.refusal().empty()) {
     verdict.unusable = true;
     verdict.reason = replica.refusal();
@@ -82,11 +83,13 @@ Error ReplicaLink::Judge(Deadline deadline) {
   }
   bool unfit = false;
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     const Verdict verdict = Evaluate(*replica);
     stale_ = verdict.unusable;
     if (verdict.superseded) {
       SetStateLocked(State::kStale, verdict.reason);
+      lock.unlock();
+      owner_->Superseded(options_.index, verdict.reason);
       return {ESTALE, "connect to the replica: it follows a newer primary"};
     }
     if (resyncing_) {

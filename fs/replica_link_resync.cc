@@ -3,6 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <mutex>
+#include <stop_token>
+#include <thread>
 #include <utility>
 
 #include "fs/remote_copy.h"
@@ -14,8 +20,22 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
-constexpr milliseconds kChecksumsTimeout{20000};
+constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kLeastConnect{2000};  // for a replica that has just answered
+
+// Only ESTALE is a state that somebody has to change; what broke is tried again (FailedAttempt).
+absl::Status Failure(int error, std::string text) {
+  switch (error) {
+    case ESTALE:
+      return absl::FailedPreconditionError(text);
+    case ENOSPC:
+      return absl::ResourceExhaustedError(text);
+    case ESHUTDOWN:
+      return absl::AbortedError(text);
+    default:
+      return absl::UnavailableError(text);
+  }
+}
 
 }  // namespace
 
@@ -23,17 +43,16 @@ absl::Status ReplicaLink::ConnectAnew() {
   session_->Disconnect();
   const Error error =
       session_->EnsureConnected(Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
-  return error.ok()
-             ? DeliverAll()
-             : absl::ErrnoToStatus(error.code, fmt::format("{}: {}", options_.replica_node, error.doing));
+  return error.ok() ? DeliverAll()
+                    : Failure(error.code, fmt::format("{}: {}", options_.replica_node, error.doing));
 }
 
 absl::Status ReplicaLink::DeliverAll() {
   const int error = courier_->Deliver(
       log_.last(), Deadline::After(std::max<nanoseconds>(options_.deadline, kLeastConnect)));
   return error == 0 ? absl::OkStatus()
-                    : absl::ErrnoToStatus(error, fmt::format("{} did not take the operations of this mount",
-                                                             options_.replica_node));
+                    : Failure(error, fmt::format("{} did not take the operations of this mount",
+                                                 options_.replica_node));
 }
 
 bool ReplicaLink::GivenUp() const {
@@ -64,17 +83,39 @@ class ReplicaLink::Peer final : public RemoteCopy {
     link_.is_member_ = link_.is_member_ || status.ok();
     return status;
   }
-  absl::Status Connect() override { return link_.ConnectAnew(); }
+  absl::Status Connect() override {
+    absl::Status status = link_.ConnectAnew();
+    if (status.ok() && !watch_.joinable()) {
+      watch_ = std::jthread([this](const std::stop_token& stop) { Watch(stop); });
+    }
+    return status;
+  }
+  bool Alive() override { return alive_; }
   absl::Status DeliverAll() override { return link_.DeliverAll(); }
   bool GivenUp() override { return link_.GivenUp(); }
 
  private:
-  ReplicaLink& link_;
-};
+  // Beside the steps, of which each may wait long for an answer of the control service, and syncs for the replica.
+  void Watch(const std::stop_token& stop) {
+    const nanoseconds deadline = link_.options_.deadline;
+    std::unique_lock lock(watch_mutex_);
+    while (!stop.stop_requested()) {
+      watch_wake_.wait_for(lock, stop, deadline / kGreetingsPerDeadline, [] { return false; });
+      if (!stop.stop_requested() && link_.Exchange(FrameKind::kHeartbeat, FileId::kNone, 0,
+                                                   WaitLevel::kReceived, Deadline::After(deadline)) != 0) {
+        alive_ = false;
+        link_.control_.Cancel();
+        return;
+      }
+    }
+  }
 
-absl::StatusOr<recovery::BlockChecksums> ReplicaLink::Checksums(FileId file, Extent extent, uint32_t block) {
-  return RemoteTree(control_, options_.volume, kChecksumsTimeout).Checksums(file, extent, block);
-}
+  ReplicaLink& link_;
+  std::atomic<bool> alive_{true};
+  std::mutex watch_mutex_;  // of the condition only
+  std::condition_variable_any watch_wake_;
+  std::jthread watch_;  // last: it uses the others
+};
 
 ReplicaLink::Attempt ReplicaLink::BringBack() {
   const absl::StatusOr<control::ReplicaState> replica = AskCopy(Deadline::After(options_.deadline));
@@ -92,6 +133,10 @@ ReplicaLink::Attempt ReplicaLink::BringBack() {
     if (verdict.unusable) {
       stale_ = true;
       SetStateLocked(State::kStale, verdict.reason);
+      lock.unlock();
+      if (verdict.superseded) {
+        owner_->Superseded(options_.index, verdict.reason);
+      }
       return Attempt::kForAPerson;
     }
     stale_ = false;

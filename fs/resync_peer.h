@@ -35,6 +35,8 @@ class ResyncPeer {
   virtual absl::Status DeliverAll() = 0;
   virtual absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) = 0;
   virtual absl::Status End() = 0;
+  // False: it has been silent for the volume's deadline since Connect(). Then a call that waits for it has ended with an error.
+  virtual bool Alive() = 0;
   // True: give up, the volume is being left or the replica was cut off.
   virtual bool GivenUp() = 0;
 };

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "recovery/inventory.h"
+#include "recovery/object_id.h"
 
 namespace pmirror::fs {
 namespace {
@@ -25,9 +26,8 @@ constexpr std::chrono::milliseconds kRetryPause{50};
 constexpr std::chrono::milliseconds kLongestPause{200};  // for programs, after one step
 constexpr size_t kMostMarked = 1000;  // files, one write to the map each; beyond, everything is marked
 
-uint64_t MountOf(FileId id) {
-  return Raw(id) >> 40;
-}  // in which it was given (docs/internals/architecture.md)
+// Syncs wait for a joiner as for a member.
+absl::Status Silent() { return absl::UnavailableError("the replica has been silent for the deadline"); }
 
 bool MayPass(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
@@ -47,6 +47,7 @@ absl::Status ResyncRunner::Run(ResyncPeer& peer, recovery::ResyncCounts& counts)
   if (!status.ok()) {
     set_.Leave(options_.replica);
   }
+  replicator_.ReleaseOperations(options_.replica);
   file_.reset();
   tree_.reset();
   const std::lock_guard lock(mutex_);
@@ -64,6 +65,9 @@ absl::Status ResyncRunner::RunSteps(Machine& machine, ResyncPeer& peer) {
     if (joined_ && !set_.Wanted(options_.replica)) {
       return absl::AbortedError("the replica left the set again");
     }
+    if (joined_ && !peer.Alive()) {
+      return Silent();
+    }
     const Clock::time_point begun = Clock::now();
     const Step step = machine.action().step;
     const absl::Status status = RunStep(machine, peer);
@@ -71,6 +75,8 @@ absl::Status ResyncRunner::RunSteps(Machine& machine, ResyncPeer& peer) {
     if (status.ok()) {
       last_success = Clock::now();
       GiveWay(last_success - begun);
+    } else if (joined_ && !peer.Alive()) {
+      return Silent();
     } else if (!repeatable || !MayPass(status) || Clock::now() - last_success > options_.deadline) {
       return status;
     } else {
@@ -139,6 +145,9 @@ absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory() {
   }
   absl::StatusOr<recovery::Inventory> inventory;
   replicator_.WithTreeAtRest([&](uint64_t last) {
+    if (!walked_at_.has_value() && !joined_) {
+      replicator_.KeepOperations(options_.replica, last);
+    }
     walked_at_ = last;
     inventory = tree_->Inventory();
     if (inventory.ok()) {
@@ -158,6 +167,7 @@ absl::StatusOr<recovery::Inventory> ResyncRunner::TakeInventory() {
 
 absl::Status ResyncRunner::ChangeTree(ResyncPeer& peer) {
   if (const std::optional<uint64_t> operation = peer.TreeAsOf(); operation.has_value()) {
+    replicator_.KeepOperations(options_.replica, *operation);
     return peer.AdoptMount(*operation);
   }
   const absl::StatusOr<recovery::Inventory> ours = TakeInventory();
@@ -196,7 +206,8 @@ absl::Status ResyncRunner::MarkChanged(const recovery::TreePlan& plan) {
   for (const NamespaceOp& op : plan.operations) {
     const bool changes =
         op.kind == OpKind::kCreate || op.kind == OpKind::kCreateOrphan || op.kind == OpKind::kTruncate;
-    if (changes && regular_.contains(op.target) && MountOf(op.target) < marks.base_mount(options_.replica)) {
+    if (changes && regular_.contains(op.target) &&
+        recovery::MountOf(op.target) < marks.base_mount(options_.replica)) {
       changed.insert(op.target);  // later ones are compared in any case (ListFiles)
     }
   }
@@ -218,7 +229,11 @@ absl::Status ResyncRunner::Join(ResyncPeer& peer) {
   set_.Join(options_.replica);
   joined_ = true;
   // An operation whose thread looked at the set before is in the log by now, and is waited for by nobody else.
-  return peer.DeliverAll();
+  absl::Status status = peer.DeliverAll();
+  if (status.ok()) {
+    replicator_.ReleaseOperations(options_.replica);  // it gets them as they come from here on
+  }
+  return status;
 }
 
 // --- data ---
@@ -236,7 +251,7 @@ absl::Status ResyncRunner::ListFiles(Machine& machine) {
   }
   std::map<FileId, uint64_t> doubtful;
   for (const auto& [id, size] : regular_) {
-    if (all || MountOf(id) >= base) {
+    if (all || recovery::MountOf(id) >= base) {
       doubtful.emplace(id, size);
     }
   }
@@ -286,16 +301,13 @@ absl::Status ResyncRunner::Compare(Machine& machine, ResyncPeer& peer) {
   // Theirs first: what reaches them in between can only make ours look newer.
   const absl::StatusOr<recovery::BlockChecksums> theirs =
       peer.Checksums(action.file, action.extent, action.block);
-  if (!theirs.ok()) {
-    if (absl::IsNotFound(theirs.status()) && file->gone()) {
+  const absl::StatusOr<recovery::BlockChecksums> ours =
+      theirs.ok() ? recovery::ChecksumBlocks(file->backing_fd(), action.extent, action.block) : theirs;
+  if (!ours.ok()) {
+    if (file->gone()) {  // whatever the side that has already removed it calls that
       machine.Gone();
       return absl::OkStatus();
     }
-    return theirs.status();
-  }
-  const absl::StatusOr<recovery::BlockChecksums> ours =
-      recovery::ChecksumBlocks(file->backing_fd(), action.extent, action.block);
-  if (!ours.ok()) {
     return ours.status();
   }
   machine.Compared(recovery::DifferingBlocks(*ours, *theirs, action.extent, action.block), ours->size);

@@ -39,8 +39,16 @@ absl::StatusOr<std::unique_ptr<VolumePageOwner>> VolumePageOwner::Create(const S
   return std::unique_ptr<VolumePageOwner>(new VolumePageOwner(*std::move(page)));
 }
 
-void VolumePageOwner::SetState(VolumeState state) {
-  page_->state.store(static_cast<uint32_t>(state), std::memory_order_release);
+bool VolumePageOwner::SetState(VolumeState state) {
+  const auto wanted = static_cast<uint32_t>(state);
+  uint32_t old = page_->state.load();
+  do {
+    if (old == static_cast<uint32_t>(VolumeState::kFenced) || old == wanted) {
+      return false;
+    }
+  } while (!page_->state.compare_exchange_weak(old, wanted));
+  WakeAll(page_->set);  // who waits for a change looks at the state, too
+  return true;
 }
 
 void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners, uint8_t trailing) {

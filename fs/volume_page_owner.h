@@ -31,7 +31,8 @@ class VolumePageOwner {
   const VolumePage& page() const { return *page_; }
   int fd() const { return page_.fd(); }
 
-  void SetState(VolumeState state);
+  // False when the page says so already, or that the volume is fenced: that is for ever.
+  bool SetState(VolumeState state);
   // Publishes a new in-sync set under the next version and wakes who waits for a change.
   void SetMembers(uint8_t members, uint8_t joiners, uint8_t trailing = 0);
 

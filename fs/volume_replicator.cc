@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "fs/interruption.h"
+#include "recovery/object_id.h"
 #include "replication/patience.h"
 
 namespace pmirror::fs {
@@ -22,6 +23,10 @@ std::vector<DataSession*> SessionsOf(std::span<const ReplicaPath> replicas) {
     sessions.push_back(replica.session);
   }
   return sessions;
+}
+
+bool Fenced(const VolumePage& page) {
+  return page.state.load() == static_cast<uint32_t>(VolumeState::kFenced);
 }
 
 }  // namespace
@@ -45,6 +50,9 @@ VolumeReplicator::~VolumeReplicator() { Stop(); }
 
 int VolumeReplicator::Change(LocalChange local_change) {
   const FreezeGate::Pass pass(gate_);
+  if (Fenced(page_.page())) {
+    return ESTALE;  // before anything is changed here: the kernel repeats a call that gave it
+  }
   if (const int error = MakeRoom(); error != 0) {
     return error;
   }
@@ -65,6 +73,9 @@ int VolumeReplicator::Change(LocalChange local_change) {
 int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_change) {
   FileState& file = StateOf(replicated);
   const FreezeGate::Pass pass(gate_);
+  if (Fenced(page_.page())) {
+    return ESTALE;
+  }
   if (const int error = MakeRoom(); error != 0) {
     return error;
   }
@@ -150,9 +161,13 @@ void VolumeReplicator::DropIfGone(const NamespaceOp& op) {
     return;
   }
   const std::shared_ptr<FileState> file = Find(gone);
+  if (file == nullptr && op.kind == OpKind::kForgetOrphan && options_.marks != nullptr) {
+    sizes_->Forget(gone);
+    options_.marks->Forget(gone);
+  }
   struct stat info {};
   if (file == nullptr || ::fstat(file->backing_fd(), &info) != 0 || info.st_nlink != 0) {
-    return;  // nobody knows it, or it has another name
+    return;  // nobody knows it, or it has, or may have, another name
   }
   file->Forget();
   sizes_->Forget(gone);
@@ -183,6 +198,10 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   while (true) {
     const SetWord set = LoadSet(page_.page());
     const auto wanted = static_cast<uint8_t>(set.sent_to() & ~done);
+    if (Fenced(page_.page())) {
+      result = ESTALE;  // whoever else would let it succeed
+      break;
+    }
     if (wanted == 0 && MaySucceed(page_.page(), set)) {
       break;
     }
@@ -209,9 +228,6 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
     if (wanted == 0) {
       page_.AwaitChange(set, patience.Slice());
     }
-    if (result == 0 && page_.page().state.load() == static_cast<uint32_t>(VolumeState::kFenced)) {
-      result = ESTALE;
-    }
     if (result == 0 && patience.RanOut()) {
       result = patience.error();
     }
@@ -235,6 +251,7 @@ int VolumeReplicator::MakeRoom() {
     Trim();
   }
   if (error == 0 && log_.full()) {
+    log_.ReleaseAll();  // a resync that needs more has to begin anew
     const SetWord set = LoadSet(page_.page());
     TrimTo(set.sent_to());
   }
@@ -260,7 +277,7 @@ bool VolumeReplicator::Proceeds() const {
 }
 
 FileId VolumeReplicator::NewId() {
-  return FileId{options_.mount_number << 40 | next_id_.fetch_add(1, std::memory_order_relaxed)};
+  return recovery::ObjectId(options_.mount_number, next_id_.fetch_add(1, std::memory_order_relaxed));
 }
 
 void VolumeReplicator::Adopted(FileId parent, const char* name, FileId id) {

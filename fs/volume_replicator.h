@@ -21,7 +21,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 
 #include "fs/event_sink.h"
 #include "fs/file_state.h"
@@ -33,7 +33,6 @@
 #include "fs/sync_rounds.h"
 #include "fs/trailer.h"
 #include "fs/volume_page_owner.h"
-#include "recovery/block_checksums.h"
 #include "recovery/mark_map.h"
 #include "recovery/tree_item.h"
 #include "replication/replicate.h"
@@ -53,10 +52,6 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
     std::string volume_name;
     uint64_t mount_number = 0;
     recovery::MarkMap* marks = nullptr;  // null: nothing is recorded, which suits tests only
-    // Of a replica's copy. Unset: what may differ is sent without being compared.
-    std::function<absl::StatusOr<recovery::BlockChecksums>(size_t replica, FileId file, Extent extent,
-                                                           uint32_t block)>
-        checksums;
     // The policy is to go on, and this replica refuses what it is sent. Any thread.
     std::function<void(size_t replica, int error)> refused = [](size_t, int) {};
     // Makes the whole backing directory durable; 0 or an errno.
@@ -119,6 +114,9 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   // Null when nothing is recorded.
   recovery::MarkMap* marks() { return options_.marks; }
   uint64_t last_operation() const { return log_.last(); }
+  // Of the log: what comes behind `last` stays for the replica, whose tree is made as of then, until it takes operations.
+  void KeepOperations(size_t replica, uint64_t last) { log_.Keep(replica, last); }
+  void ReleaseOperations(size_t replica) { log_.Release(replica); }
   uint64_t mount_number() const { return options_.mount_number; }
   recovery::MarkMap::Settle BeginSettle();
   // The replica holds, durably, what ours held at some moment since the settle began: what was marked before is so no more.
@@ -175,8 +173,6 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int Send(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local);
   int TrySend(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
               Sender sender);
-  int TrySend(FileState& file, FileState::Capture& capture, const ExtentSet& differing, WaitLevel level,
-              LocalPersist* local, Sender sender);
   int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
   int Barrier();
   void Trim();
@@ -188,8 +184,6 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   void Converge();
   void Settle();
   bool ConvergeOnce();
-  int Bring(FileState& file);
-  ExtentSet Differing(FileState& file, const ExtentSet& doubtful);
   void NoteConvergeError(const FileState& file, int error);
 
   const Options options_;

@@ -88,20 +88,14 @@ int VolumeReplicator::Send(FileState& file, FileState::Capture& capture, WaitLev
   return error;
 }
 
+// One capture to every member. Size operations of the file that are still on their way go first: on our session nothing may overtake them.
 int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, WaitLevel level,
                               LocalPersist* local, Sender sender) {
-  return TrySend(file, capture, capture.extents(), level, local, sender);
-}
-
-// One capture to every member, of which only `differing` has to travel: the replicas have the rest. Size operations of the file that are still
-// on their way go first: on our session nothing may overtake them.
-int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, const ExtentSet& differing,
-                              WaitLevel level, LocalPersist* local, Sender sender) {
   int error = AwaitOperation(LastOperationOf(file), sender);
   if (error == 0) {
     const uint64_t mark = file.durability_mark();
     DescriptorSource source(file.backing_fd());
-    const std::vector<Extent> extents = differing.extents();
+    const std::vector<Extent> extents = capture.extents().extents();
     Replication& replication = sender == Sender::kCaller ? replication_ : own_replication_;
     if (!extents.empty() || level == WaitLevel::kDurable) {
       error = replication.Replicate(file.target(), extents, source, level, local).code;
@@ -348,12 +342,6 @@ bool VolumeReplicator::WantedConnected() const {
   return MaySucceed(page_.page(), set);
 }
 
-int VolumeReplicator::Bring(FileState& file) {
-  FileState::Capture capture(file, kWholeFile, {});
-  const ExtentSet differing = Differing(file, capture.extents());
-  return TrySend(file, capture, differing, WaitLevel::kReceived, nullptr, Sender::kVolume);
-}
-
 // True when nothing is left dirty, or trying again is of no use before somebody says so.
 bool VolumeReplicator::ConvergeOnce() {
   std::vector<std::shared_ptr<FileState>> unsettled;
@@ -367,7 +355,8 @@ bool VolumeReplicator::ConvergeOnce() {
   for (const std::shared_ptr<FileState>& file : unsettled) {
     int error = ENOTCONN;
     if (WantedConnected()) {
-      error = Bring(*file);
+      FileState::Capture capture(*file, kWholeFile, {});
+      error = TrySend(*file, capture, WaitLevel::kReceived, nullptr, Sender::kVolume);
     }
     if (error != 0) {
       settled = false;

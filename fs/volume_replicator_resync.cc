@@ -7,15 +7,11 @@
 #include <utility>
 
 #include "fs/volume_replicator.h"
-#include "recovery/resync_machine.h"
+#include "recovery/object_id.h"
 
 namespace pmirror::fs {
 namespace {
 
-constexpr int kMountShift = 40;  // of an id: the mount in which it was given (docs/internals/architecture.md)
-constexpr uint64_t kWorthComparing = 256 << 10;  // bytes; fewer are sent sooner than asked about
-constexpr uint64_t kComparedAtOnce = 64 << 20;
-constexpr uint32_t kComparedBlock = 4 << 10;
 constexpr uint64_t kLeastBytes = 4096;  // of a file in doubt whose size is not known
 
 }  // namespace
@@ -45,44 +41,15 @@ void VolumeReplicator::AddOrphans(recovery::Inventory& inventory) const {
 
 int VolumeReplicator::SendTo(size_t replica, FileState& file, Extent extent) {
   const auto patience = std::chrono::nanoseconds(page_.page().deadline_ns);
-  if (const int error =
-          replicas_[replica].operations->Deliver(LastOperationOf(file), Deadline::After(patience));
+  // Of an odd generation the one before: it promises nothing to anybody, and no capture takes a number until the generation is even again.
+  const uint64_t operation = file.slot().size_generation.load(std::memory_order_acquire) / 2;
+  if (const int error = replicas_[replica].operations->Deliver(operation, Deadline::After(patience));
       error != 0) {
     return error;
   }
   Replication only(page_.page(), sessions_, staging_, own_waits_, replica);
   DescriptorSource source(file.backing_fd());
   return only.Replicate(file.target(), {&extent, 1}, source, WaitLevel::kReceived, nullptr).code;
-}
-
-// What of it some replica does not hold. A program that was killed leaves whole mappings in doubt of which it stored to a few pages.
-ExtentSet VolumeReplicator::Differing(FileState& file, const ExtentSet& doubtful) {
-  if (!options_.checksums || doubtful.bytes() < kWorthComparing) {
-    return doubtful;
-  }
-  ExtentSet differing;
-  const SetWord set = LoadSet(page_.page());
-  for (size_t replica = 0; replica < replicas_.size(); ++replica) {
-    if (((set.members() | set.joiners()) & (1U << replica)) == 0) {
-      continue;
-    }
-    for (const Extent& whole : doubtful.extents()) {
-      for (Extent part = whole; part.length != 0 && part.offset < file.size();) {
-        const Extent chunk{part.offset, std::min(part.length, kComparedAtOnce)};
-        part = {chunk.end(), part.length - chunk.length};
-        const auto theirs = options_.checksums(replica, file.id(), chunk, kComparedBlock);
-        const auto ours =
-            theirs.ok() ? recovery::ChecksumBlocks(file.backing_fd(), chunk, kComparedBlock) : theirs;
-        if (!ours.ok()) {
-          return doubtful;  // not known: all of it
-        }
-        for (const Extent& extent : recovery::DifferingBlocks(*ours, *theirs, chunk, kComparedBlock)) {
-          differing.Add(extent);
-        }
-      }
-    }
-  }
-  return differing;
 }
 
 // --- marks ---
@@ -93,7 +60,7 @@ int VolumeReplicator::BeforeWriting(ReplicatedFile& replicated) {
     return 0;
   }
   file.MayBeWritten(sizes_);  // before the mark: a settle in between must see it in use
-  if (Raw(file.id()) >> kMountShift == options_.mount_number) {
+  if (recovery::MountOf(file.id()) == options_.mount_number) {
     options_.marks->Note(file.id());
   } else if (const absl::Status status = options_.marks->Mark(file.id()); !status.ok()) {
     events_.Report(Severity::kError, "mark_failed",
@@ -142,6 +109,9 @@ void VolumeReplicator::Settle() {
 uint64_t VolumeReplicator::MarkedBytes(size_t replica) const {
   uint64_t sum = 0;
   if (options_.marks != nullptr) {
+    if (options_.marks->AllMarked(replica)) {
+      sum = kLeastBytes;  // nobody has counted them: not nothing
+    }
     for (const FileId id : options_.marks->Marked(replica)) {
       const std::shared_ptr<FileState> file = Find(id);
       sum += std::max(file != nullptr ? file->size() : sizes_->Of(id), kLeastBytes);

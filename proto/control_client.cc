@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cassert>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -70,8 +71,29 @@ struct ControlClient::Impl {
   };
   std::vector<std::string> addresses;
   std::mutex mutex;
-  std::vector<Path> paths;  // guarded by mutex; the number of them never changes
+  std::vector<Path> paths;               // guarded by mutex; the number of them never changes
+  std::set<grpc::ClientContext*> calls;  // guarded by mutex; under way
   std::atomic<size_t> preferred{0};
+
+  // A call while it runs, so that Cancel() finds it.
+  class UnderWay {
+   public:
+    explicit UnderWay(Impl& impl) : impl_(impl) {
+      const std::lock_guard lock(impl_.mutex);
+      impl_.calls.insert(&context);
+    }
+    ~UnderWay() {
+      const std::lock_guard lock(impl_.mutex);
+      impl_.calls.erase(&context);
+    }
+    UnderWay(const UnderWay&) = delete;
+    UnderWay& operator=(const UnderWay&) = delete;
+
+    grpc::ClientContext context;
+
+   private:
+    Impl& impl_;
+  };
 
   static Path MakePath(const std::string& address) {
     std::shared_ptr<grpc::Channel> channel = MakeChannel(address);
@@ -109,9 +131,9 @@ struct ControlClient::Impl {
       if (!Connected(*path.channel, now + (end - now) / static_cast<int>(addresses.size() - i))) {
         continue;
       }
-      grpc::ClientContext context;
-      context.set_deadline(end);
-      last = ToAbsl(path.address, call(*path.stub, context));
+      UnderWay under_way(*this);
+      under_way.context.set_deadline(end);
+      last = ToAbsl(path.address, call(*path.stub, under_way.context));
       if (absl::IsDeadlineExceeded(last)) {
         preferred.store((index + 1) % addresses.size(), std::memory_order_relaxed);
       } else if (!absl::IsUnavailable(last)) {
@@ -177,6 +199,13 @@ ControlClient::ControlClient(std::vector<std::string> addresses) : impl_(std::ma
 }
 
 ControlClient::~ControlClient() = default;
+
+void ControlClient::Cancel() {
+  const std::lock_guard lock(impl_->mutex);
+  for (grpc::ClientContext* context : impl_->calls) {
+    context->TryCancel();
+  }
+}
 
 const std::vector<std::string>& ControlClient::addresses() const { return impl_->addresses; }
 

@@ -70,6 +70,9 @@ class ControlClient {
   absl::Status Events(const control::EventsRequest& request, Timeout timeout,
                       const std::function<bool(const control::Event&)>& take);
 
+  // Calls that are under way now end soon with kCancelled. Later ones are made as ever.
+  void Cancel();
+
   const std::vector<std::string>& addresses() const;
 
  private:

@@ -2,16 +2,16 @@
 // Reading a range block by block, stepping over holes.
 #include "recovery/block_checksums.h"
 
+#define XXH_INLINE_ALL  // no library at run time
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <span>
 
 #include "absl/status/status.h"
-#include "replication/crc32c.h"
 
 namespace pmirror::recovery {
 namespace {
@@ -48,6 +48,11 @@ absl::Status ReadBlock(int fd, uint64_t offset, std::span<std::byte> to) {
 
 }  // namespace
 
+BlockSum SumOf(std::span<const std::byte> bytes) {
+  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
+  return {.high = hash.high64, .low = hash.low64};
+}
+
 absl::StatusOr<BlockChecksums> ChecksumBlocks(int fd, Extent extent, uint32_t block) {
   if (block == 0 || block > kMaxChecksumBlock || extent.length / block > kMaxChecksumBlocks) {
     return absl::InvalidArgumentError(
@@ -71,7 +76,7 @@ absl::StatusOr<BlockChecksums> ChecksumBlocks(int fd, Extent extent, uint32_t bl
     } else if (absl::Status status = ReadBlock(fd, offset, bytes); !status.ok()) {
       return status;
     }
-    result.crc.push_back(Crc32c(0, bytes));
+    result.sums.push_back(SumOf(bytes));
   }
   return result;
 }

@@ -132,7 +132,7 @@ std::vector<Extent> DifferingBlocks(const BlockChecksums& ours, const BlockCheck
                                     uint32_t block) {
   std::vector<Extent> differing;
   const uint64_t shorter = std::min(ours.size, theirs.size);
-  for (size_t i = 0; i < ours.crc.size(); ++i) {
+  for (size_t i = 0; i < ours.sums.size(); ++i) {
     const uint64_t begin = extent.offset + i * uint64_t{block};
     const uint64_t end = std::min({begin + block, extent.end(), ours.size});
     if (begin >= end) {
@@ -140,7 +140,7 @@ std::vector<Extent> DifferingBlocks(const BlockChecksums& ours, const BlockCheck
     }
     // A block in which one of the files ends was summed over less of it there.
     const bool whole_in_both = ours.size == theirs.size || end <= shorter;
-    if (whole_in_both && i < theirs.crc.size() && theirs.crc[i] == ours.crc[i]) {
+    if (whole_in_both && i < theirs.sums.size() && theirs.sums[i] == ours.sums[i]) {
       continue;
     }
     if (!differing.empty() && differing.back().end() == begin) {

@@ -34,11 +34,11 @@ class Frozen {
 };
 
 // What one attempt at a page saw. Checksums are absent beyond the end of the file.
-using Crc = std::optional<uint32_t>;
+using Sum = std::optional<BlockSum>;
 enum class Sight { kEqual, kProvenDifferent, kUnclear };
 
 // The table of the argument in verifier.h.
-Sight Judge(Crc first, bool dirty, Crc copy, Crc second) {
+Sight Judge(Sum first, bool dirty, Sum copy, Sum second) {
   if (copy == first || copy == second) {
     return Sight::kEqual;
   }
@@ -117,7 +117,7 @@ class Verification {
       if (!left.ok() || !right.ok()) {
         return left.ok() ? right.status() : left.status();
       }
-      for (size_t i = 0; i < std::max(left->crc.size(), right->crc.size()); ++i) {
+      for (size_t i = 0; i < std::max(left->sums.size(), right->sums.size()); ++i) {
         if (At(*left, i) != At(*right, i)) {
           const uint64_t at = offset + i * kVerifyBlock;
           suspects_.push_back({file.id, &file.path, {at, std::min<uint64_t>(kVerifyBlock, file.size - at)}});
@@ -165,7 +165,7 @@ class Verification {
     if (!left.ok() || !right.ok()) {
       return left.ok() ? right.status() : left.status();
     }
-    for (size_t i = 0; i < std::max(left->crc.size(), right->crc.size()); ++i) {
+    for (size_t i = 0; i < std::max(left->sums.size(), right->sums.size()); ++i) {
       if (At(*left, i) == At(*right, i)) {
         continue;
       }
@@ -221,8 +221,8 @@ class Verification {
     return Judge(At(*first, 0), *dirty, At(*copy, 0), At(*second, 0));
   }
 
-  static Crc At(const BlockChecksums& checksums, size_t index) {
-    return index < checksums.crc.size() ? Crc(checksums.crc[index]) : std::nullopt;
+  static Sum At(const BlockChecksums& checksums, size_t index) {
+    return index < checksums.sums.size() ? Sum(checksums.sums[index]) : std::nullopt;
   }
 
   // Neighbouring pages become one range.

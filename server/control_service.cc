@@ -284,7 +284,10 @@ struct ControlService::Impl final : control::Control::Service {
       return ToGrpc(sums.status());
     }
     reply->set_size(sums->size);
-    reply->mutable_crc()->Assign(sums->crc.begin(), sums->crc.end());
+    for (const recovery::BlockSum& sum : sums->sums) {
+      reply->add_sums(sum.high);
+      reply->add_sums(sum.low);
+    }
     return grpc::Status::OK;
   }
 

@@ -6,12 +6,10 @@
 #include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/mount.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <sstream>
@@ -110,16 +108,6 @@ absl::Status CheckDirectory(const std::filesystem::path& path, const char* what)
     return absl::FailedPreconditionError(fmt::format("the {} {} is no directory", what, path.string()));
   }
   return absl::OkStatus();
-}
-
-uint64_t RandomIdentity() {
-  uint64_t identity = 0;
-  while (identity == 0) {
-    if (::getrandom(&identity, sizeof(identity), 0) != sizeof(identity)) {
-      std::abort();  // the kernel never refuses 8 bytes
-    }
-  }
-  return identity;
 }
 
 }  // namespace pmirror::server

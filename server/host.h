@@ -29,7 +29,4 @@ absl::StatusOr<int> DetachStaleMounts(const std::filesystem::path& mount_point);
 // Nothing, or why `path` cannot be a volume's backing directory or mount point.
 absl::Status CheckDirectory(const std::filesystem::path& path, const char* what);
 
-// A random 64-bit number that is not 0.
-uint64_t RandomIdentity();
-
 }  // namespace pmirror::server

@@ -19,6 +19,7 @@
 #include "fs/client_registry.h"
 #include "fs/primary_volume.h"
 #include "fs/verify_volume.h"
+#include "recovery/random_value.h"
 #include "server/config.h"
 #include "server/control_service.h"
 #include "server/data_listener.h"
@@ -101,7 +102,7 @@ class PrimaryVolumeView : public PrimaryView {
 class Daemon {
  public:
   Daemon(const Config& config, EventJournal& journal)
-      : config_(config), journal_(journal), boot_(RandomIdentity()) {}
+      : config_(config), journal_(journal), boot_(recovery::RandomNumber()) {}
   ~Daemon() { Stop(); }
 
   absl::Status Start();

@@ -121,8 +121,9 @@ absl::Status ReplicaVolume::OpenBacking() {
 absl::StatusOr<SessionTable::Permit> ReplicaVolume::PrepareSession(const SessionRequest& request) {
   const std::lock_guard lock(control_mutex_);
   if (absl::Status status = CheckRequest(request); !status.ok()) {
-    spdlog::warn("event=session_refused volume={} node={} epoch={} reason=\"{}\"", options_.name,
-                 request.node, Raw(request.epoch), std::string(status.message()));
+    spdlog::log(absl::IsUnavailable(status) ? spdlog::level::debug : spdlog::level::warn,
+                "event=session_refused volume={} node={} epoch={} reason=\"{}\"", options_.name, request.node,
+                Raw(request.epoch), std::string(status.message()));
     return status;
   }
   if (absl::Status status = Adopt(request); !status.ok()) {
@@ -166,6 +167,11 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
     return absl::FailedPreconditionError(
         absl::StrCat("a resync of this replica of ", options_.name,
                      " has begun and not ended: it has to be repeated first"));
+  }
+  if (resync_.token != 0 && !resync_.adopted) {
+    return absl::UnavailableError(absl::StrCat("a resync of this replica of ", options_.name,
+                                               " has begun: its tree is not the primary's yet, and orders of "
+                                               "the time before still count; try again"));
   }
   if (!new_mount && record_.trailing && request.kind != SessionKind::kDaemon) {
     return absl::FailedPreconditionError(
@@ -298,11 +304,8 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
   if (absl::Status status = EndTrailing(); !status.ok()) {
     return status;
   }
-  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
-      error != 0) {
-    storage_error_ = error;
-    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
-                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  if (absl::Status status = PersistAll(); !status.ok()) {
+    return status;
   }
   VolumeRecord next = record_;
   next.clean = true;
@@ -312,6 +315,17 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
   spdlog::info("event=primary_left volume={} mount_number={} operation={}", options_.name,
                departure.mount_number, departure.operation);
   return StoreRecord(next);
+}
+
+// Also of a barrier that has failed before: what the storage holds cannot be believed since.
+absl::Status ReplicaVolume::PersistAll() {
+  const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
+  if (error == 0) {
+    return absl::OkStatus();
+  }
+  storage_error_ = error;
+  return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
+                                          " failed: ", absl::ErrnoToStatus(error, "").ToString()));
 }
 
 std::string ReplicaVolume::Refusal() const {

@@ -85,11 +85,11 @@ class ReplicaVolume {
   // here when this returns, and no frame of an older epoch or mount is being applied any more, nor will be
   // (promise P4). The daemon's session comes first in each mount; a new one of it ends the last one.
   // kFailedPrecondition: this primary was superseded, or this copy is not of its history; kUnavailable: old
-  // connections did not end in time, ask again; kResourceExhausted. Nothing changes on an error, except that
+  // connections did not end in time, or a resync has begun and not adopted the mount, ask again; kResourceExhausted. Nothing changes on an error, except that
   // older sessions may have been ended.
   absl::StatusOr<SessionTable::Permit> PrepareSession(const SessionRequest& request);
 
-  // --- a resync (docs/internals/resync.md); `token` is BeginResync's, kFailedPrecondition when another has begun since ---
+  // --- a resync (docs/internals/resync.md); `token` is BeginResync's, kAborted when another has begun since ---
 
   struct ResyncRequest {
     std::string node;  // of the primary
@@ -205,7 +205,9 @@ class ReplicaVolume {
   absl::Status Adopt(const SessionRequest& request);
   absl::Status StoreRecord(const VolumeRecord& record);
   std::string Refusal() const;
+  absl::Status PersistAll();
   absl::Status ContinueUndo();
+  bool NeedsUndo() const;
   absl::Status BeginUndo();
   void FillPromotable(State& state) const;
   NamespaceApplier::Applied ChangeTree(const NamespaceOp& op, uint64_t number);
@@ -243,6 +245,7 @@ class ReplicaVolume {
     uint64_t token = 0;  // 0: none
     uint64_t mount_number = 0;
     uint64_t generation = 0;
+    bool adopted = false;  // its tree is the primary's, and its mount has begun here
   };
   RunningResync resync_;  // guarded by control_mutex_
 

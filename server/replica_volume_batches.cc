@@ -61,11 +61,8 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginTrailing(const ResyncRequest& reque
 // batch_mutex_, or before there is anybody else.
 absl::Status ReplicaVolume::SettleBatches() {
   domain_->TreeChanged();
-  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
-      error != 0) {
-    storage_error_ = error;
-    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
-                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  if (absl::Status status = PersistAll(); !status.ok()) {
+    return status;
   }
   batch_files_.clear();
   incoming_ = {};

@@ -1,28 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // How a replicated volume is brought to what the primary has. See replica_volume.h and docs/internals/resync.md.
-#include <sys/random.h>
-
 #include <cerrno>
 
 #include "absl/strings/str_cat.h"
+#include "recovery/random_value.h"
 #include "server/replica_volume.h"
 #include "spdlog/spdlog.h"
 
 namespace pmirror::server {
-namespace {
-
-uint64_t RandomToken() {
-  uint64_t token = 0;
-  while (token == 0) {
-    if (::getrandom(&token, sizeof token, 0) != sizeof token) {
-      token = 0;
-    }
-  }
-  return token;
-}
-
-}  // namespace
-
 // At the start: frames of a resync may come before it is begun anew.
 absl::Status ReplicaVolume::ContinueUndo() {
   if (record_.resyncing && record_.undo != 0) {
@@ -47,23 +32,25 @@ absl::Status ReplicaVolume::ContinueUndo() {
   return absl::OkStatus();
 }
 
+// Not when there never was a way back, there is none any more, or the log that there is leads to the same point. Under control_mutex_.
+bool ReplicaVolume::NeedsUndo() const {
+  const bool unused = record_.generation == 0 && record_.mount_number == 0;
+  return !undo_->active() && !record_.resyncing && !unused;
+}
+
 // Under control_mutex_, with no session. From here on the undo log is active, or there is no way back, and undo_->id() says so.
 absl::Status ReplicaVolume::BeginUndo() {
-  const bool unused = record_.generation == 0 && record_.mount_number == 0;
-  if (undo_->active() || record_.resyncing || unused) {
-    return absl::OkStatus();  // it leads to the same point; there is none; there never was one
+  if (!NeedsUndo()) {
+    return absl::OkStatus();
   }
   const std::lock_guard tree_lock(namespace_mutex_);
   domain_->TreeChanged();
-  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
-      error != 0) {
-    storage_error_ = error;
-    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
-                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  if (absl::Status status = PersistAll(); !status.ok()) {
+    return status;
   }
   UndoPoint point{.record = record_};
   point.record.operation = applied_operation();
-  if (absl::Status status = undo_->Begin(point, RandomToken()); !status.ok()) {
+  if (absl::Status status = undo_->Begin(point, recovery::RandomNumber()); !status.ok()) {
     undo_->GiveUpWithout(std::string(status.message()));
   }
   return absl::OkStatus();
@@ -100,10 +87,20 @@ void ReplicaVolume::FillPromotable(State& state) const {
 }
 
 absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request) {
-  const std::lock_guard lock(control_mutex_);
-  if (absl::Status status =
-          CheckHistory(request.node, request.epoch, request.mount_number, request.generation);
-      !status.ok()) {
+  const auto check = [&] {
+    return CheckHistory(request.node, request.epoch, request.mount_number, request.generation);
+  };
+  std::unique_lock lock(control_mutex_);
+  absl::Status status = check();
+  if (status.ok() && NeedsUndo()) {
+    // Whoever asks for the state waits for the lock. Most of what BeginUndo has to make durable is so before.
+    lock.unlock();
+    domain_->TreeChanged();
+    status = PersistAll();
+    lock.lock();
+    status.Update(check());
+  }
+  if (!status.ok()) {
     return status;
   }
   resync_ = {};
@@ -111,10 +108,10 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("connections of the volume have not ended yet; try again");
   }
-  if (absl::Status status = EndTrailing(); !status.ok()) {
+  if (status = EndTrailing(); !status.ok()) {
     return status;
   }
-  if (absl::Status status = BeginUndo(); !status.ok()) {
+  if (status = BeginUndo(); !status.ok()) {
     return status;
   }
   VolumeRecord next = record_;
@@ -124,10 +121,12 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   next.clean = false;
   next.resyncing = true;
   next.boot = recovery::BootId();
-  if (absl::Status status = StoreRecord(next); !status.ok()) {
+  if (status = StoreRecord(next); !status.ok()) {
     return status;
   }
-  resync_ = {.token = RandomToken(), .mount_number = request.mount_number, .generation = request.generation};
+  resync_ = {.token = recovery::RandomNumber(),
+             .mount_number = request.mount_number,
+             .generation = request.generation};
   spdlog::info("event=resync_began volume={} node={} epoch={} mount_number={}", options_.name, request.node,
                Raw(request.epoch), request.mount_number);
   return resync_.token;
@@ -137,7 +136,7 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
 absl::Status ReplicaVolume::CheckToken(uint64_t token) const {
   return token != 0 && token == resync_.token
              ? absl::OkStatus()
-             : absl::FailedPreconditionError(
+             : absl::AbortedError(
                    absl::StrCat("this resync of ", options_.name, " was ended by another, or by a restart"));
 }
 
@@ -179,21 +178,24 @@ absl::Status ReplicaVolume::AdoptMount(uint64_t token, uint64_t operation) {
   if (const int error = MarkOperation(mount_number_, operation); error != 0) {
     return absl::ErrnoToStatus(error, absl::StrCat("store the operation mark of ", options_.backing));
   }
+  resync_.adopted = true;
   return absl::OkStatus();
 }
 
 absl::Status ReplicaVolume::EndResync(uint64_t token) {
-  const std::lock_guard lock(control_mutex_);
+  std::unique_lock lock(control_mutex_);
   if (absl::Status status = CheckToken(token); !status.ok()) {
     return status;
   }
+  // Whoever asks for the state waits for the lock. What comes in during the wait is as durable as with a member: what is acknowledged as such.
+  lock.unlock();
   const uint64_t operation = applied_operation();
   domain_->TreeChanged();
-  if (const int error = storage_error_ != 0 ? storage_error_.load() : domain_->PersistEverything();
-      error != 0) {
-    storage_error_ = error;
-    return absl::DataLossError(absl::StrCat("the storage of ", options_.backing,
-                                            " failed: ", absl::ErrnoToStatus(error, "").ToString()));
+  absl::Status persisted = PersistAll();
+  lock.lock();
+  persisted.Update(CheckToken(token));
+  if (!persisted.ok()) {
+    return persisted;
   }
   VolumeRecord next = record_;
   next.operation = operation;

@@ -2,25 +2,15 @@
 // Sessions and tickets of a volume. See session_table.h.
 #include "server/session_table.h"
 
-#include <sys/random.h>
-
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "recovery/random_value.h"
 
 namespace pmirror::server {
 namespace {
 
 constexpr int kMaxChecksumFaults = 3;  // in a row: the path is retired
-
-// The kernel's generator does not fail once it has been seeded, at boot.
-template <typename T>
-T RandomValue() {
-  T value{};
-  while (::getrandom(&value, sizeof value, 0) != sizeof value) {
-  }
-  return value;
-}
 
 // Does not tell by its duration how much of a guess was right.
 bool SameSecret(const Ticket16& a, const Ticket16& b) {
@@ -37,7 +27,7 @@ absl::StatusOr<SessionTable::Permit> SessionTable::Open(Session::Identity identi
   const std::lock_guard lock(mutex_);
   DropStale();
   while (identity.id == SessionId{}) {
-    const SessionId id{RandomValue<uint64_t>()};
+    const SessionId id{recovery::RandomValue<uint64_t>()};
     identity.id = slots_.contains(Raw(id)) ? SessionId{} : id;
   }
   auto at = slots_.find(Raw(identity.id));
@@ -63,7 +53,7 @@ absl::StatusOr<SessionTable::Permit> SessionTable::Open(Session::Identity identi
     }
   }
   Slot& slot = at->second;
-  slot.ticket = RandomValue<Ticket16>();
+  slot.ticket = recovery::RandomValue<Ticket16>();
   slot.ticket_expires = Deadline::Now() + limits_.ticket_life;
   return Permit{SessionId{at->first}, slot.ticket};
 }

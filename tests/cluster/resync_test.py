@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Copies that differ, for whatever reason, become equal by themselves (P5), and nothing acknowledged is lost on the way (P1, P3)."""
 
+import errno
 import os
 import random
 import shutil
@@ -221,6 +222,34 @@ class Proceed(ResyncTest):
         cluster.start(cluster.primary)
         cluster.start(cluster.replica)
         self.assert_equal_again(cluster)
+
+
+    def test_P4_a_primary_whose_replica_follows_a_later_mount_is_fenced(self):
+        cluster = self.cluster(on_loss="proceed", deadline=DEADLINE)
+        with open(cluster.mounted("file"), "wb") as file:
+            file.write(b"x")
+        state = os.path.join(cluster.directory, cluster.primary, "state")
+        cluster.stop(cluster.primary)
+        for name in ("v0.copy", "v0.marks"):
+            shutil.copy(os.path.join(state, name), cluster.scratch)
+        for _ in range(2):
+            cluster.start(cluster.primary)
+            cluster.wait_in_sync()
+            cluster.stop(cluster.primary)
+        for name in ("v0.copy", "v0.marks"):
+            shutil.copy(os.path.join(cluster.scratch, name), state)
+        cluster.start(cluster.primary)
+        wait(lambda: cluster.events(cluster.primary, "superseded", node=cluster.replica), "the primary is told")
+        file = os.open(cluster.mounted("file"), os.O_RDWR)
+        for call in (lambda: os.fsync(file), lambda: os.write(file, b"y"), lambda: os.mkdir(cluster.mounted("new"))):
+            with self.assertRaises(OSError) as refused:
+                call()
+            self.assertEqual(refused.exception.errno, errno.ESTALE)
+        os.close(file)
+        self.assertEqual(len(cluster.events(cluster.primary, "superseded")), 1)
+        status = cluster.replica_status(cluster.replica)
+        self.assertEqual(status["state"], "stale")
+        self.assertIn("fenced", status["reason"])
 
 
 class Commands(ResyncTest):

@@ -12,7 +12,6 @@
 namespace pmirror::sim {
 namespace {
 
-constexpr int kMountShift = 40;
 constexpr uint64_t kGeneration = 77;
 
 }  // namespace
@@ -274,7 +273,7 @@ bool Daemon::Marked(FileId file, bool was_in_use) {
   if (world_.Has(Planted::kMarkAfterStore) || (was_in_use && state.marked)) {
     return true;
   }
-  if (Raw(file) >> kMountShift == mount_number_) {
+  if (recovery::MountOf(file) == mount_number_) {
     marks_->Note(file);
   } else if (!marks_->Mark(file).ok()) {
     return false;

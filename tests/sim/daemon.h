@@ -14,6 +14,7 @@
 #include "fs/extent_set.h"
 #include "fs/operation_log.h"
 #include "recovery/mark_map.h"
+#include "recovery/object_id.h"
 #include "tests/sim/link.h"
 #include "tests/sim/oracle.h"
 #include "tests/sim/sync.h"
@@ -102,7 +103,7 @@ class Daemon {
   void Keep(FileId file);
   std::vector<Session*> Sessions();
   Sync::Terms TermsOf(FileId file);
-  FileId NewId() { return FileId{mount_number_ << 40 | next_id_++}; }
+  FileId NewId() { return recovery::ObjectId(mount_number_, next_id_++); }
 
   // the in-sync set
   uint8_t Bit(size_t replica) const { return static_cast<uint8_t>(1U << replica); }

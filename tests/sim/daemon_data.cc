@@ -93,7 +93,7 @@ Task<int> Daemon::Send(FileId file, Capture& capture, WaitLevel level, bool loca
 }
 
 Task<int> Daemon::SendTo(size_t replica, FileId file, Extent extent) {
-  const int delivered = co_await links_[replica]->courier().Deliver(LastOperationOf(file),
+  const int delivered = co_await links_[replica]->courier().Deliver(Slot(file).slot->size_generation / 2,
                                                                     world_.now() + world_.settings.deadline);
   if (delivered != 0) {
     co_return delivered;

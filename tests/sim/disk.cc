@@ -7,8 +7,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "replication/crc32c.h"
-
 namespace pmirror::sim {
 namespace {
 
@@ -265,7 +263,7 @@ recovery::BlockChecksums Disk::Checksums(const DiskFile& file, Extent extent, ui
   sums.size = file.size;
   for (uint64_t at = extent.offset; at < std::min(file.size, extent.end()); at += block) {
     const uint64_t length = std::min({uint64_t{block}, extent.end() - at, file.size - at});
-    sums.crc.push_back(Crc32c(0, BytesOf(file).subspan(at, length)));
+    sums.sums.push_back(recovery::SumOf(BytesOf(file).subspan(at, length)));
   }
   return sums;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "recovery/object_id.h"
 #include "recovery/tree_plan.h"
 #include "tests/sim/daemon.h"
 #include "tests/sim/link.h"
@@ -16,7 +17,6 @@ using Step = recovery::ResyncMachine::Step;
 
 constexpr Time kRetryPause = 10 * kMs;
 constexpr Time kCallTimeout = 100 * kMs;
-constexpr int kMountShift = 40;
 
 }  // namespace
 
@@ -166,9 +166,11 @@ Task<int> Link::ChangeTree() {
     daemon_.oracle_.Object("the plan of a tree meets an obstacle");
     co_return EIO;
   }
+  recovery::MarkMap& marks = *daemon_.marks_;
   for (const NamespaceOp& op : plan.operations) {
+    // More than MarkChanged: also what is compared in any case.
     const bool data = op.kind == OpKind::kCreate || op.kind == OpKind::kTruncate;
-    if (data && !world_.Has(Planted::kPlanNotMarked) && !daemon_.marks_->Mark(op.target).ok()) {
+    if (data && !world_.Has(Planted::kPlanNotMarked) && !marks.Mark(op.target).ok()) {
       co_return EIO;
     }
   }
@@ -224,7 +226,7 @@ Task<int> Link::ListFiles(Machine& machine) {
   }
   std::map<FileId, uint64_t> doubtful;
   for (const auto& [id, size] : regular_) {
-    if (all || Raw(id) >> kMountShift >= base) {
+    if (all || recovery::MountOf(id) >= base) {
       doubtful.emplace(id, size);
     }
   }

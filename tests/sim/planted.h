@@ -109,7 +109,7 @@ inline constexpr std::array kPlantedTexts = {
     PlantedText{Planted::kCleanPageOfLastMount, "clean_page_of_last_mount",
                 "a sync of pages that are clean succeeds although the last mount left stores there"},
     PlantedText{Planted::kSetNotComparedAfterCopy, "set_not_compared_after_copy",
-                "a capture goes to a replica that left the set before the copy", 1040},
+                "a capture goes to a replica that left the set before the copy", 6440},
     PlantedText{Planted::kSyncBesideTruncate, "sync_beside_truncate",
                 "a sync with nothing to send does not wait for a truncate under way (R5)"},
     PlantedText{Planted::kPlanNotMarked, "plan_not_marked",

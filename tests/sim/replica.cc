@@ -157,6 +157,11 @@ Task<Replica::Permit> Replica::OpenSession(Terms terms) {
     Unlock();
     co_return permit;
   }
+  if (p.token != 0 && !p.adopted) {
+    permit.unavailable = true;
+    Unlock();
+    co_return permit;
+  }
   recovery::VolumeRecord next = record_;
   next.mount_number = terms.mount_number;
   next.generation = terms.generation;
@@ -229,6 +234,7 @@ Task<uint64_t> Replica::BeginResync(uint64_t mount_number, uint64_t generation) 
   co_await world_.loop.Step();
   Store(next);
   p.token = next_token_++;
+  p.adopted = false;
   p.token_mount = mount_number;
   const uint64_t token = p.token;
   Unlock();
@@ -268,21 +274,22 @@ Task<bool> Replica::AdoptMount(uint64_t token, uint64_t operation) {
   co_await world_.loop.Step();
   AdoptOrders(next.mount_number, operation);
   world_.Trace("replica {} adopts mount {} at operation {}", index_, next.mount_number, operation);
+  p.adopted = true;
   Unlock();
   co_return true;
 }
 
 Task<bool> Replica::EndResync(uint64_t token) {
-  co_await Lock();
   Process& p = *process_;
-  if (token == 0 || token != p.token) {
-    Unlock();
-    co_return false;
-  }
   const uint64_t operation = p.applied;
   if (!world_.Has(Planted::kEndWithoutPersist)) {
     const std::vector<FileId> none;
     co_await Flush(none, true);
+  }
+  co_await Lock();
+  if (token == 0 || token != p.token) {
+    Unlock();
+    co_return false;
   }
   recovery::VolumeRecord next = record_;
   next.operation = operation;

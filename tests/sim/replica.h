@@ -98,6 +98,7 @@ class Replica {
     Time daemon_gone_since = kForever;
     uint64_t token = 0;
     uint64_t token_mount = 0;
+    bool adopted = false;
     bool control_busy = false;  // control_mutex_
     Signal changed;             // of anything here
   };

@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "server/control_service.h"
 
 namespace pmirror::fs {
@@ -48,7 +49,12 @@ class FakeCopy : public server::ReplicaView {
   }
   absl::Status ChangeTree(const control::ChangeTreeRequest&) override { return absl::OkStatus(); }
   absl::Status AdoptMount(const control::AdoptMountRequest&) override { return absl::OkStatus(); }
-  absl::Status EndResync(const control::EndResyncRequest&) override { return absl::OkStatus(); }
+  absl::Status EndResync(const control::EndResyncRequest&) override {
+    if (on_end) {
+      on_end();
+    }
+    return absl::OkStatus();
+  }
   absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail) override {
     return recovery::Inventory();
   }
@@ -57,6 +63,8 @@ class FakeCopy : public server::ReplicaView {
   }
   void FillStatus(control::VolumeStatus&) override {}
   void SetReachable(const std::string&, bool) override {}
+
+  std::function<void()> on_end;
 
   // It followed `mount` of `generation`, and that did not end cleanly.
   void Set(uint64_t generation, uint64_t mount) {
@@ -78,10 +86,14 @@ class FakeOwner : public LinkOwner {
     return true;
   }
   void Unfit(size_t) override { ++out_; }
+  void Superseded(size_t, const std::string& reason) override {
+    EXPECT_THAT(reason, HasSubstr("stop this daemon"));
+    superseded_ = true;
+  }
   absl::Status Resync(size_t, ResyncPeer& peer) override {
     out_ = 0;
     whole_.push_back(!peer.FollowedMount().has_value());
-    absl::Status status = on_resync(static_cast<int>(whole_.size()));
+    absl::Status status = on_resync(static_cast<int>(whole_.size()), peer);
     ++attempts_;
     return status;
   }
@@ -92,14 +104,18 @@ class FakeOwner : public LinkOwner {
   int attempts() const { return attempts_; }
   // It was taken out of the set since the last resync began.
   bool out() const { return out_ != 0; }
+  bool superseded() const { return superseded_; }
   // Of each resync. Requires: none runs.
   const std::vector<bool>& whole() const { return whole_; }
 
-  std::function<absl::Status(int attempt)> on_resync = [](int) { return absl::OkStatus(); };
+  std::function<absl::Status(int attempt, ResyncPeer& peer)> on_resync = [](int, ResyncPeer&) {
+    return absl::OkStatus();
+  };
 
  private:
   std::atomic<int> attempts_ = 0;
   std::atomic<int> out_ = 0;
+  std::atomic<bool> superseded_ = false;
   std::vector<bool> whole_;
 };
 
@@ -165,7 +181,7 @@ class ReplicaLinkTest : public testing::Test {
 };
 
 TEST_F(ReplicaLinkTest, P5_AFullResyncThatIsAskedForDuringAnotherIsDoneBehindIt) {
-  owner_.on_resync = [&](int attempt) {
+  owner_.on_resync = [&](int attempt, ResyncPeer&) {
     if (attempt == 1) {
       link_->DemandResync();
     } else {
@@ -180,7 +196,7 @@ TEST_F(ReplicaLinkTest, P5_AFullResyncThatIsAskedForDuringAnotherIsDoneBehindIt)
 }
 
 TEST_F(ReplicaLinkTest, P5_WhatARunningResyncMadeAMemberDoesNotCountWhenItRefusedDataMeanwhile) {
-  owner_.on_resync = [&](int attempt) {
+  owner_.on_resync = [&](int attempt, ResyncPeer&) {
     if (attempt == 1) {
       link_->Refused(ENOSPC);
       return absl::OkStatus();
@@ -195,7 +211,7 @@ TEST_F(ReplicaLinkTest, P5_WhatARunningResyncMadeAMemberDoesNotCountWhenItRefuse
 TEST_F(ReplicaLinkTest, APersonWhoAsksAgainDoesNotReadWhyTheLastAttemptFailed) {
   std::mutex running;
   std::unique_lock held(running);
-  owner_.on_resync = [&](int attempt) {
+  owner_.on_resync = [&](int attempt, ResyncPeer&) {
     if (attempt > 1) {
       const std::lock_guard lock(running);
     }
@@ -211,12 +227,47 @@ TEST_F(ReplicaLinkTest, APersonWhoAsksAgainDoesNotReadWhyTheLastAttemptFailed) {
 }
 
 TEST_F(ReplicaLinkTest, AttemptsThatOnlyAPersonCanHelpBecomeRare) {
-  owner_.on_resync = [](int) { return absl::FailedPreconditionError("the cause"); };
+  owner_.on_resync = [](int, ResyncPeer&) { return absl::FailedPreconditionError("the cause"); };
   link_->Start(owner_);
   ASSERT_TRUE(Eventually([&] { return owner_.attempts() == 1; }));
   // Sleep because: this is the time in which it must not happen again and again.
   std::this_thread::sleep_for(milliseconds(1000));
   EXPECT_LE(owner_.attempts(), 10) << "each costs a walk through both trees";
+}
+
+TEST_F(ReplicaLinkTest, P6_TheEndOfTheDaemonDoesNotWaitForALongCallOfAResync) {
+  absl::Notification begun;
+  absl::Notification go_on;
+  absl::Notification ended;
+  copy_.on_end = [&] {
+    begun.Notify();
+    go_on.WaitForNotification();
+    ended.Notify();
+  };
+  absl::Status result;
+  owner_.on_resync = [&](int, ResyncPeer& peer) { return result = peer.End(); };
+  link_->Start(owner_);
+  begun.WaitForNotification();
+  link_->Stop();
+  EXPECT_TRUE(absl::IsCancelled(result)) << result;
+  go_on.Notify();
+  ended.WaitForNotification();
+}
+
+TEST_F(ReplicaLinkTest, P4_ACopyThatFollowsALaterMountFencesThisOne) {
+  copy_.Set(kGeneration, kMount + 1);
+  link_->Start(owner_);
+  EXPECT_TRUE(Eventually([&] { return owner_.superseded(); }));
+  EXPECT_EQ(State(), ReplicaLink::State::kStale);
+}
+
+TEST_F(ReplicaLinkTest, P4_ItDoesSoAlsoWhileAResyncIsDue) {
+  owner_.on_resync = [&](int, ResyncPeer&) {
+    copy_.Set(kGeneration, kMount + 1);
+    return absl::UnavailableError("as the test wants");
+  };
+  link_->Start(owner_);
+  EXPECT_TRUE(Eventually([&] { return owner_.superseded(); }));
 }
 
 TEST_F(ReplicaLinkTest, P6_ACopyOfAnotherHistoryDoesNotStayAMember) {

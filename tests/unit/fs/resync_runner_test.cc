@@ -74,6 +74,9 @@ class FakePeer : public ResyncPeer {
       on_compare(file);
     }
     compared.insert(file);
+    if (file == unreadable) {
+      return absl::UnknownError("a stale handle");
+    }
     if (absl::Status status = Step("compare"); !status.ok()) {
       return status;
     }
@@ -83,6 +86,7 @@ class FakePeer : public ResyncPeer {
     return recovery::ChecksumBlocks(copy.get(), extent, block);
   }
   absl::Status End() override { return Step("end"); }
+  bool Alive() override { return alive; }
   bool GivenUp() override { return false; }
 
   absl::Status Step(const char* name) {
@@ -97,6 +101,8 @@ class FakePeer : public ResyncPeer {
   recovery::Inventory objects;  // of its tree, beside the root
   std::function<void()> on_tree;
   std::function<void(FileId)> on_compare;
+  FileId unreadable = FileId::kNone;
+  bool alive = true;
   std::string fail_at;
   std::vector<std::string> calls;
   std::set<FileId> compared;
@@ -281,6 +287,14 @@ TEST_F(ResyncRunnerTest, AReplicaThatLeavesTheSetMeanwhileIsNotAdmitted) {
   EXPECT_FALSE(set_->Wanted(0));
 }
 
+TEST_F(ResyncRunnerTest, P6_AJoinerThatIsSilentForTheDeadlineLeavesTheSet) {
+  const UniqueFd fd = Make("file", kOld, "contents");
+  ASSERT_EQ(engine_->BeforeWriting(*engine_->Attach(kOld, fd.get())), 0);
+  peer_->on_compare = [&](FileId) { peer_->alive = false; };
+  EXPECT_TRUE(absl::IsUnavailable(runner_->Run(*peer_, counts_))) << "another attempt may find it there";
+  EXPECT_FALSE(set_->Wanted(0));
+}
+
 TEST_F(ResyncRunnerTest, P6_ASilenceShorterThanTheDeadlineDoesNotEndAResync) {
   const UniqueFd fd = Make("file", kOld, "contents");
   ASSERT_EQ(engine_->BeforeWriting(*engine_->Attach(kOld, fd.get())), 0);
@@ -293,10 +307,31 @@ TEST_F(ResyncRunnerTest, P6_ASilenceShorterThanTheDeadlineDoesNotEndAResync) {
   EXPECT_EQ(Replicated(kOld), "contents");
 }
 
+TEST_F(ResyncRunnerTest, MoreOperationsThanTheLogHoldsOtherwiseDoNotEndAResync) {
+  peer_->tree_as_of.reset();
+  peer_->on_tree = [&] {
+    for (size_t i = 0; i < OperationLog::kMaxOperations + 10; ++i) {
+      ASSERT_EQ(engine_->Change([](NamespaceOp& op) {
+        op.kind = OpKind::kUnlink;
+        op.target = FileId{9};
+        op.parent = FileId::kRoot;
+        op.name = "name";
+        return 0;
+      }),
+                0);
+    }
+    EXPECT_EQ(log_.first(), 1U)
+        << "the tree is made as of before, and all that came since is still to be sent";
+  };
+  ASSERT_TRUE(runner_->Run(*peer_, counts_).ok());
+  EXPECT_TRUE(log_.full()) << "nobody needs more of it than otherwise";
+}
+
 TEST_F(ResyncRunnerTest, AFileThatIsRemovedMeanwhileIsPassedOver) {
   Make("file", kOld, "contents");
   Make("other", kSettled, "stays");
   peer_->followed.reset();
+  peer_->unreadable = kOld;  // it has removed it already
   peer_->on_compare = [&](FileId file) {
     if (file == kOld) {
       ASSERT_EQ(engine_->Change([&](NamespaceOp& op) {

@@ -8,139 +8,14 @@
 
 #include <atomic>
 #include <chrono>
-#include <functional>
 #include <latch>
 #include <string>
 #include <thread>
-#include <vector>
 
-#include "recovery/block_checksums.h"
-#include "recovery/mark_map.h"
-#include "tests/unit/replication/fake_replica.h"
+#include "tests/unit/fs/engine_fixture.h"
 
 namespace pmirror::fs {
 namespace {
-
-using std::chrono::milliseconds;
-using std::chrono::nanoseconds;
-using std::chrono::seconds;
-
-constexpr FileId kFile{(uint64_t{1} << 40) + 5};
-
-class SilentEvents : public EventSink {
- public:
-  void Report(Severity, std::string_view, const Fields&) override {}
-};
-
-// Programs that have stored to one range.
-class OneStore : public ForeignStores {
- public:
-  void Take(FileId, Extent range, ProcessSerial except, ExtentSet& dirty) override {
-    ++takes;
-    if (except != owner && stored.Overlaps(range)) {
-      dirty.Add(std::exchange(stored, {}));
-    }
-  }
-  bool Any(FileId, Extent range) override { return stored.Overlaps(range); }
-  uint64_t Syncs() const override { return 0; }
-
-  ProcessSerial owner{7};
-  Extent stored;
-  int takes = 0;
-};
-
-// One replica with the way to it.
-struct ReplicaUnderTest {
-  explicit ReplicaUnderTest(const OperationLog& log)
-      : session(std::move(DataSession::Create(replica)).value()), courier(log, *session, Epoch{1}) {}
-  FakeReplica replica;
-  std::unique_ptr<DataSession> session;
-  OperationCourier courier;
-};
-
-class VolumeReplicatorTest : public testing::Test {
- protected:
-  void Start(OnLoss on_loss, nanoseconds deadline, nanoseconds suspend = {}, size_t replicas = 1) {
-    page_ = *VolumePageOwner::Create({.epoch = Epoch{1},
-                                      .on_loss = on_loss,
-                                      .replica_count = static_cast<uint32_t>(replicas),
-                                      .deadline_ns = static_cast<uint64_t>(deadline.count()),
-                                      .suspend_ns = static_cast<uint64_t>(suspend.count())});
-    page_->SetMembers(static_cast<uint8_t>((1U << replicas) - 1), 0);
-    staging_ = std::move(StagingPool::Create(2 << 20)).value();
-    std::vector<ReplicaPath> paths;
-    for (size_t i = 0; i < replicas; ++i) {
-      replicas_.push_back(std::make_unique<ReplicaUnderTest>(log_));
-      paths.push_back({replicas_.back()->session.get(), &replicas_.back()->courier});
-    }
-    options_.volume_name = "v0";
-    options_.mount_number = 1;
-    engine_ = std::make_unique<VolumeReplicator>(options_, *page_, log_, paths, *staging_, events_);
-    engine_->UseForeignStores(&stores_);
-    backing_.Reset(::memfd_create("backing", MFD_CLOEXEC));
-    ASSERT_EQ(::ftruncate(backing_.get(), 8192), 0);
-    file_ = std::static_pointer_cast<FileState>(engine_->Attach(kFile, backing_.get()));
-  }
-  FakeReplica& replica(size_t i = 0) { return replicas_[i]->replica; }
-
-  int Write(uint64_t offset, const std::string& bytes) {
-    engine_->BeginWrite();
-    EXPECT_EQ(::pwrite(backing_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset)),
-              static_cast<ssize_t>(bytes.size()));
-    const int error = engine_->Written(*file_, {offset, bytes.size()});
-    engine_->EndWrite();
-    return error;
-  }
-  int Sync() {
-    return engine_->Sync(*file_, /*data_only=*/true, [] { return 0; });
-  }
-  int Unlink() {
-    return engine_->Change([](NamespaceOp& op) {
-      op.kind = OpKind::kUnlink;
-      op.target = FileId{9};
-      op.parent = FileId::kRoot;
-      op.name = "name";
-      return 0;
-    });
-  }
-  int Truncate(uint64_t size) {
-    return engine_->ChangeSize(*file_, [&](NamespaceOp& op) {
-      EXPECT_EQ(file_->slot().size_generation.load() % 2, 1U) << "odd before the local change (R5)";
-      EXPECT_EQ(::ftruncate(backing_.get(), static_cast<off_t>(size)), 0);
-      op.kind = OpKind::kTruncate;
-      op.target = kFile;
-      op.extent = {size, 0};
-      return 0;
-    });
-  }
-  std::string Replicated(uint64_t offset, size_t length, size_t i = 0) {
-    const std::vector<std::byte> image = replica(i).Image(kFile);
-    std::string bytes;
-    for (uint64_t at = offset; at < offset + length && at < image.size(); ++at) {
-      bytes += static_cast<char>(image[at]);
-    }
-    return bytes;
-  }
-  static bool Eventually(const std::function<bool()>& condition) {
-    const Deadline deadline = Deadline::After(seconds(20));
-    while (!condition() && !deadline.Expired()) {
-      std::this_thread::yield();
-    }
-    return condition();
-  }
-  bool flag() { return (file_->slot().flags.load() & kFileDaemonDirty) != 0; }
-
-  VolumeReplicator::Options options_;
-  SilentEvents events_;
-  OneStore stores_;
-  OperationLog log_;
-  std::unique_ptr<VolumePageOwner> page_;
-  std::unique_ptr<StagingPool> staging_;
-  std::vector<std::unique_ptr<ReplicaUnderTest>> replicas_;
-  std::unique_ptr<VolumeReplicator> engine_;
-  UniqueFd backing_;
-  std::shared_ptr<FileState> file_;
-};
 
 TEST_F(VolumeReplicatorTest, P1_AWriteAndAnOperationAreOnEveryReplicaWhenTheyReturn) {
   Start(OnLoss::kFail, seconds(20), {}, 2);
@@ -404,6 +279,18 @@ TEST_F(VolumeReplicatorTest, P6_UnderProceedEverythingSucceedsWithoutMembers) {
   EXPECT_EQ(replica().connects(), 0U);
 }
 
+TEST_F(VolumeReplicatorTest, P4_AFencedVolumeSucceedsInNothingAlsoUnderProceedWithoutMembers) {
+  Start(OnLoss::kProceed, seconds(20));
+  page_->SetMembers(0, 0);
+  ASSERT_TRUE(page_->SetState(VolumeState::kFenced));
+  EXPECT_EQ(Write(0, "alone"), ESTALE);
+  EXPECT_EQ(Unlink(), ESTALE);
+  EXPECT_EQ(log_.last(), 0U) << "nothing was changed";
+  EXPECT_EQ(Sync(), ESTALE);
+  EXPECT_FALSE(page_->SetState(VolumeState::kClosing)) << "no way back";
+  EXPECT_EQ(Sync(), ESTALE);
+}
+
 TEST_F(VolumeReplicatorTest, P6_UnderProceedTheLogOfOperationsDoesNotFillUpWithoutMembers) {
   Start(OnLoss::kProceed, seconds(20));
   page_->SetMembers(0, 0);
@@ -428,101 +315,6 @@ TEST_F(VolumeReplicatorTest, Trap16_AnOperationThatWaitsIsSentToWhoJoinsMeanwhil
   EXPECT_TRUE(Eventually([&] { return replica().frames(FrameKind::kNamespaceOp) == 1; }));
   page_->SetMembers(1, 0);
   caller.join();
-}
-
-// --- marks ---
-
-class MarkedVolumeTest : public VolumeReplicatorTest {
- protected:
-  void SetUp() override {
-    char name[] = "/tmp/pmirror-marks-XXXXXX";
-    ASSERT_NE(::mkdtemp(name), nullptr);
-    directory_ = name;
-    Open(1);
-  }
-  void TearDown() override {
-    file_.reset();
-    engine_.reset();
-    marks_.reset();
-    ::unlink((directory_ + "/marks").c_str());
-    ::rmdir(directory_.c_str());
-  }
-  void Open(uint64_t mount_number) {
-    marks_.reset();
-    marks_ =
-        std::move(recovery::MarkMap::Open(directory_ + "/marks",
-                                          {.volume = {}, .generation = 5, .replicas = {"n2"}}, mount_number)
-                      ->map);
-    options_.marks = marks_.get();
-    ASSERT_TRUE(marks_->Resynced(0, marks_->BeginSettle([](FileId) { return false; })).ok());
-  }
-
-  std::string directory_;
-  std::unique_ptr<recovery::MarkMap> marks_;
-};
-
-TEST_F(MarkedVolumeTest, P3_AFileIsMarkedBeforeItsFirstStoreAndStaysSoWhileItIsOpen) {
-  Start(OnLoss::kFail, seconds(20));
-  EXPECT_TRUE(marks_->Marked(0).empty()) << "it is open for reading only";
-  ASSERT_EQ(engine_->BeforeWriting(*file_), 0);
-  EXPECT_EQ(marks_->Marked(0), std::vector<FileId>{kFile});
-  ASSERT_TRUE(engine_->Resynced(0, engine_->BeginSettle()).ok());
-  EXPECT_EQ(marks_->Marked(0), std::vector<FileId>{kFile}) << "stores may come at any time";
-  file_.reset();
-  ASSERT_TRUE(engine_->Resynced(0, engine_->BeginSettle()).ok());
-  EXPECT_TRUE(marks_->Marked(0).empty());
-}
-
-TEST_F(MarkedVolumeTest, P3_AMarkIsDurableWhenTheFileIsOlderThanTheMount) {
-  Start(OnLoss::kFail, seconds(20));
-  const FileId older{(uint64_t{1} << 40) - 1};  // of mount 0
-  const auto file = engine_->Attach(older, backing_.get());
-  ASSERT_EQ(engine_->BeforeWriting(*file), 0);
-  ASSERT_EQ(engine_->BeforeWriting(*file_), 0);  // of this mount: noted
-  engine_->MarkedBytes(0);
-  options_.marks = nullptr;
-  engine_.reset();
-  recovery::MarkMap* const abandoned = marks_.release();  // as a crash leaves it: not flushed
-  const auto opened =
-      recovery::MarkMap::Open(directory_ + "/marks", {.volume = {}, .generation = 5, .replicas = {"n2"}}, 2);
-  EXPECT_EQ(opened->map->Marked(0), std::vector<FileId>{older});
-  EXPECT_EQ(opened->map->base_mount(0), 1U) << "files made since mount 1 are in doubt by their ids";
-  delete abandoned;
-}
-
-TEST_F(MarkedVolumeTest, BytesInDoubtAreThoseOfMarkedFilesOpenOrClosed) {
-  Start(OnLoss::kProceed, seconds(20));
-  page_->SetMembers(0, 0);
-  EXPECT_EQ(engine_->MarkedBytes(0), 0U);
-  ASSERT_EQ(engine_->BeforeWriting(*file_), 0);
-  ASSERT_EQ(Write(8192, std::string(100, 'x')), 0);
-  EXPECT_EQ(engine_->MarkedBytes(0), 8292U);
-  file_.reset();
-  EXPECT_EQ(engine_->MarkedBytes(0), 8292U);
-}
-
-// --- what may differ ---
-
-TEST_F(VolumeReplicatorTest, Trap7_OfAMappingInDoubtOnlyTheBlocksThatDifferTravel) {
-  constexpr uint64_t kSize = 1 << 20;
-  options_.checksums = [this](size_t, FileId, Extent extent,
-                              uint32_t block) -> absl::StatusOr<recovery::BlockChecksums> {
-    const UniqueFd copy(::memfd_create("copy", MFD_CLOEXEC));
-    const std::vector<std::byte> image = replica().Image(kFile);
-    EXPECT_EQ(::pwrite(copy.get(), image.data(), image.size(), 0), static_cast<ssize_t>(image.size()));
-    return recovery::ChecksumBlocks(copy.get(), extent, block);
-  };
-  Start(OnLoss::kFail, seconds(20));
-  ASSERT_EQ(Write(0, std::string(kSize, 'a')), 0);
-  const uint64_t before = replicas_[0]->session->counters().bytes;
-  ASSERT_EQ(::pwrite(backing_.get(), "new", 3, 5 * 4096), 3);  // by a mapping whose process was killed
-  engine_->Start();
-  const Extent whole{0, kSize};
-  engine_->Hold(file_, {&whole, 1});
-  EXPECT_TRUE(Eventually([&] { return Replicated(5 * 4096, 3) == "new" && !file_->dirty(); }));
-  EXPECT_LT(replicas_[0]->session->counters().bytes - before, 3 * 4096U);
-  EXPECT_TRUE(flag()) << "what the replica had may not be durable there";
-  engine_->Stop();
 }
 
 }  // namespace

@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/unit/replication/counting_persist.h"
+
 namespace pmirror::interpose {
 namespace {
 
@@ -96,16 +98,6 @@ class FakeFile : public SyncedFile {
   std::vector<Extents> captures_;
   bool held_ = false;
   size_t released_ = 0;
-};
-
-class CountingPersist : public LocalPersist {
- public:
-  Error Persist() override {
-    ++calls;
-    return error;
-  }
-  int calls = 0;
-  Error error;
 };
 
 class SyncRangeTest : public ::testing::Test {

@@ -113,7 +113,9 @@ TEST(ResyncMachine, AFileThatIsGoneIsLeftWithAllThatWasToBeDoneToIt) {
 
 BlockChecksums Sums(const std::string& letters, uint64_t size) {
   BlockChecksums sums;
-  sums.crc.assign(letters.begin(), letters.end());
+  for (const char letter : letters) {
+    sums.sums.push_back({.high = 0, .low = static_cast<uint64_t>(letter)});
+  }
   sums.size = size;
   return sums;
 }

@@ -14,8 +14,6 @@
 #include <span>
 #include <string>
 
-#include "replication/crc32c.h"
-
 namespace pmirror::recovery {
 namespace {
 
@@ -83,7 +81,7 @@ class FakeSide : public VerifySide {
     const std::span<const std::byte> bytes = std::as_bytes(std::span(found->second));
     const uint64_t end = std::min<uint64_t>(extent.end(), bytes.size());
     for (uint64_t at = extent.offset; at < end; at += block) {
-      sums.crc.push_back(Crc32c(0, bytes.subspan(at, std::min<uint64_t>(block, end - at))));
+      sums.sums.push_back(SumOf(bytes.subspan(at, std::min<uint64_t>(block, end - at))));
     }
     volume_.program();
     return sums;

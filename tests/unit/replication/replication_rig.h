@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "replication/replicate.h"
+#include "tests/unit/replication/counting_persist.h"
 #include "tests/unit/replication/fake_replica.h"
 
 #if defined(__SANITIZE_THREAD__)
@@ -55,16 +56,6 @@ class MemorySource : public ByteSource {
   std::vector<std::byte> memory;
   int error = 0;
   std::atomic<int> copies{0};
-};
-
-class CountingPersist : public LocalPersist {
- public:
-  Error Persist() override {
-    ++calls;
-    return error;
-  }
-  int calls = 0;
-  Error error;
 };
 
 struct ReplicationRig {

@@ -145,7 +145,7 @@ class FakeReplica : public ReplicaView {
     if (file != FileId{9}) {
       return absl::NotFoundError("gone");
     }
-    return recovery::BlockChecksums{{static_cast<uint32_t>(extent.offset), block}, extent.length};
+    return recovery::BlockChecksums{{{extent.offset, 1}, {2, block}}, extent.length};
   }
   void FillStatus(control::VolumeStatus& status) override { status.set_epoch(2); }
   void SetReachable(const std::string&, bool) override {}
@@ -291,7 +291,7 @@ TEST_F(ControlServiceTest, RemoteTreeGivesWhatTheReplicaGave) {
   EXPECT_TRUE((*inventory)[1].xattrs.empty());
   const absl::StatusOr<recovery::BlockChecksums> sums = tree.Checksums(FileId{9}, {4, 8}, 16);
   ASSERT_TRUE(sums.ok()) << sums.status();
-  EXPECT_THAT(sums->crc, ElementsAre(4, 16));
+  EXPECT_THAT(sums->sums, ElementsAre(recovery::BlockSum{4, 1}, recovery::BlockSum{2, 16}));
   EXPECT_EQ(sums->size, 8u);
   EXPECT_EQ(tree.Checksums(FileId{1}, {4, 8}, 16).status().code(), absl::StatusCode::kNotFound);
 }

@@ -122,6 +122,29 @@ TEST_F(ReplicaResyncTest, P2_AResyncThatIsBegunAgainStillLeadsToTheSamePoint) {
   EXPECT_TRUE(std::filesystem::exists(bed_.backing / "other"));
 }
 
+TEST_F(ReplicaResyncTest, AResyncThatAnotherHasEndedIsAbortedSoThatItIsBegunAnew) {
+  ASSERT_TRUE(BeginResync().ok());
+  const uint64_t first = token_;
+  ASSERT_TRUE(BeginResync().ok());
+  EXPECT_EQ(bed_.volume().ChangeTree(first, CreateOp(12, 1, "new")).code(), Code::kAborted);
+  EXPECT_EQ(bed_.volume().AdoptMount(first, 40).code(), Code::kAborted);
+  EXPECT_EQ(bed_.volume().EndResync(first).code(), Code::kAborted);
+  Restart();
+  EXPECT_EQ(bed_.volume().AdoptMount(token_, 40).code(), Code::kAborted);
+}
+
+TEST_F(ReplicaResyncTest, P2_NoSessionOfTheMountIsOpenedUntilTheResyncHasBroughtTheTree) {
+  bed_.mount_number = 1;  // that of the sessions that have just ended
+  ASSERT_TRUE(BeginResync().ok());
+  for (const SessionKind kind : {SessionKind::kProcess, SessionKind::kDaemon}) {
+    EXPECT_EQ(bed_.volume().PrepareSession(bed_.Request(kind)).status().code(), Code::kUnavailable);
+  }
+  ASSERT_TRUE(bed_.volume().AdoptMount(token_, 2).ok());
+  for (const SessionKind kind : {SessionKind::kDaemon, SessionKind::kProcess}) {
+    EXPECT_TRUE(bed_.volume().PrepareSession(bed_.Request(kind)).ok());
+  }
+}
+
 TEST_F(ReplicaResyncTest, P5_AResyncThatHasEndedIsNotTakenBackWhateverTheCrashLeft) {
   ASSERT_TRUE(BeginResync().ok());
   ChangeEverything();

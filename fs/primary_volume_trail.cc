@@ -65,7 +65,7 @@ BatchCarrier::Fate PrimaryVolume::Ship(size_t replica, uint64_t number, std::spa
 
 void PrimaryVolume::TrailEnded(size_t replica, Fate why) {
   if (why == Fate::kFenced) {
-    page_->SetState(VolumeState::kFenced);
+    Superseded(replica, "it refused a batch of this epoch");
     return;
   }
   links_[replica]->DemandResync();  // which takes it out of the set

@@ -283,6 +283,9 @@ Error Sync::Try(SetWord set, ReplicaMask replicas) {
       return Error::Ok();
     }
     attempt.order = *order;
+    if (target_.taken != nullptr) {
+      *target_.taken = order->number;
+    }
   }
   ForEach(replicas, [&](size_t replica) {
     attempt.captures[replica].file = target_.file;

@@ -61,6 +61,7 @@ struct CaptureTarget {
   FileId file = FileId::kNone;
   OrderPage* order = nullptr;
   const FileSlot* slot = nullptr;
+  uint64_t* taken = nullptr;  // when set: gets the order number of the latest capture that was sent
 };
 
 // Told of what happens during a sync that waits; all calls may come from any thread and must be

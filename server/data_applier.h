@@ -44,6 +44,12 @@ class DataApplier {
   // least `offset` bytes long.
   Outcome Lay(const std::shared_ptr<BackingFile>& file, uint64_t offset, std::span<const std::byte> bytes);
 
+  // What the file holds in each of `ranges`, and the newest capture that was applied to any of them, as one
+  // state: no frame is applied in between. The bytes are read through the file after the system was asked to
+  // forget its clean pages, so that they come from the storage as far as one can have that (not on tmpfs, nor
+  // where somebody maps the page); what is not durable yet is read from memory. kIoError: the storage failed.
+  Outcome Verify(FileId id, std::span<const WireRange> ranges, VerifiedBody& verified);
+
  private:
   int Prepare(BackingFile& file, std::span<const ApplyPiece> pieces);
   int Reserve(BackingFile& file, std::span<const ApplyPiece> pieces);

@@ -178,6 +178,10 @@ class ReplicaVolume {
   Outcome Apply(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                 std::span<const std::byte> payload);
 
+  // The answer to a verify that the session's receiver admitted.
+  Outcome Verify(const Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
+                 VerifiedBody& verified);
+
   struct Persisted {
     int error = 0;           // errno
     uint64_t operation = 0;  // highest durable operation

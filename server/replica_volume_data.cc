@@ -75,6 +75,18 @@ Outcome ReplicaVolume::ApplyData(Session& session, const FrameHeader& header,
   }
 }
 
+Outcome ReplicaVolume::Verify(const Session& session, const FrameHeader& header,
+                              std::span<const WireRange> ranges, VerifiedBody& verified) {
+  if (!session.MayWrite(FileId{header.file})) {  // who may not change the bytes is told nothing of them
+    return pmirror::server::Refusal{RefusalCode::kNotGranted};
+  }
+  verified = {};
+  verified.sequence = header.sequence;
+  verified.file = header.file;
+  verified.range_count = header.range_count;
+  return data_->Verify(FileId{header.file}, ranges, verified);
+}
+
 Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& header,
                                       std::span<const std::byte> payload) {
   const Result<NamespaceOp> op = DecodeNamespaceOp(payload);

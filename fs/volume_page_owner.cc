@@ -4,7 +4,9 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <climits>
+#include <cstring>
 
 #include "replication/futex_mutex.h"
 
@@ -35,22 +37,45 @@ absl::StatusOr<std::unique_ptr<VolumePageOwner>> VolumePageOwner::Create(const S
   fields.domain = static_cast<uint32_t>(settings.domain);
   fields.tracking = static_cast<uint32_t>(settings.tracking);
   fields.unproven.store(settings.unproven ? (1U << settings.replica_count) - 1 : 0);
+  for (size_t i = 0; i < std::min(settings.replica_names.size(), kMaxReplicas); ++i) {
+    const std::string& name = settings.replica_names[i];
+    std::memcpy(fields.replica_names[i], name.data(), std::min(name.size(), kReplicaNameBytes - 1));
+  }
   fields.state.store(static_cast<uint32_t>(VolumeState::kServing));
   return std::unique_ptr<VolumePageOwner>(new VolumePageOwner(*std::move(page)));
 }
 
 void VolumePageOwner::SetState(VolumeState state) {
+  std::lock_guard lock(mutex_);
   page_->state.store(static_cast<uint32_t>(state), std::memory_order_release);
+  for (PageListener* listener : listeners_) {
+    listener->StateChanged(state, LoadSet(*page_));
+  }
 }
 
 void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners, uint8_t trailing) {
   std::lock_guard lock(mutex_);
   const SetWord old = LoadSet(*page_);
   const SetVersion version{Raw(old.version()) + 1};
-  page_->set.store(SetWord::Make(members, joiners, version, trailing).raw, std::memory_order_seq_cst);
+  const SetWord now = SetWord::Make(members, joiners, version, trailing);
+  page_->set.store(now.raw, std::memory_order_seq_cst);
   // Who has left comes back proven. After the set, and read before it.
   page_->unproven.fetch_and(members, std::memory_order_seq_cst);
   WakeAll(page_->set);
+  for (PageListener* listener : listeners_) {
+    listener->SetMoved(old, now, VolumeState{page_->state.load()});
+  }
+}
+
+void VolumePageOwner::Listen(PageListener& listener) {
+  std::lock_guard lock(mutex_);
+  listeners_.push_back(&listener);
+  listener.Began(LoadSet(*page_), VolumeState{page_->state.load()});
+}
+
+void VolumePageOwner::StopListening(PageListener& listener) {
+  std::lock_guard lock(mutex_);
+  std::erase(listeners_, &listener);
 }
 
 void VolumePageOwner::SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_lag) {

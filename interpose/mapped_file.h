@@ -31,13 +31,19 @@ class MappedFile : public SyncedFile, private ByteSource {
     return entry_.slot.load(std::memory_order_acquire)->size.load(std::memory_order_acquire);
   }
   Error Capture(std::span<const Extent> extents, LocalPersist* local) override;
+  // The same, and then compared with what the replicas read back (replication/verify.h). Errors: as Capture; EILSEQ:
+  // `result` says where and which replica; EAGAIN: newer captures of others landed every time; EHOSTDOWN: nobody is in
+  // sync to be asked. Requires: at most ChecksummedSource::kMaxExtents.
+  Error CaptureVerified(std::span<const Extent> extents, LocalPersist* local, VerifyResult& result);
   bool Alone() override;
   bool OthersMayBeDirty() override;
   Error SyncOthers(Extent range) override;
   Deadline WaitDeadline() override { return volume().WaitDeadline(); }
 
  private:
-  Error CaptureOnce(std::span<const Extent> extents, LocalPersist* local);
+  Error CaptureOnce(std::span<const Extent> extents, ByteSource& source, LocalPersist* local,
+                    uint64_t* taken);
+  Error VerifyOnce(const VerifyRequest& request, VerifyResult& result);
   Error SyncOthersOnce(Extent range, Deadline deadline);
   Error Unserved() const;
   bool NothingInDoubt();

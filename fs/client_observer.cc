@@ -67,8 +67,8 @@ class ClientObserver::OneVolume : public PageListener {
     Tell(local::EventKind::kState, kMaxReplicas, set, state);
   }
   void SetMoved(SetWord before, SetWord after, VolumeState state) override {
-    TellEach(local::EventKind::kRedundancyLost, before.members() & ~after.members(), after, state);
-    TellEach(local::EventKind::kRedundancyRestored, after.members() & ~before.members(), after, state);
+    TellEach(local::EventKind::kRedundancyLost, Covered(before) & ~Covered(after), after, state);
+    TellEach(local::EventKind::kRedundancyRestored, Covered(after) & ~Covered(before), after, state);
   }
   void StateChanged(VolumeState state, SetWord set) override {
     local::EventKind kind = local::EventKind::kState;
@@ -81,6 +81,8 @@ class ClientObserver::OneVolume : public PageListener {
   }
 
  private:
+  // Has what is acknowledged, or will have it within its RPO.
+  static int Covered(SetWord set) { return set.members() | set.trailing(); }
   void TellEach(local::EventKind kind, int replicas, SetWord set, VolumeState state) {
     for (unsigned left = static_cast<uint8_t>(replicas); left != 0; left &= left - 1) {
       Tell(kind, static_cast<uint32_t>(std::countr_zero(left)), set, state);
@@ -92,6 +94,7 @@ class ClientObserver::OneVolume : public PageListener {
     event.volume = index_;
     event.replica = replica;
     event.members = set.members();
+    event.trailing = set.trailing();
     event.state = static_cast<uint32_t>(state);
     event.set_version = Raw(set.version());
     queue_.Push(event);

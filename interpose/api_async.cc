@@ -20,6 +20,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <span>
 #include <vector>
 
 #include "interpose/api_parts.h"
@@ -69,7 +70,16 @@ class Queue {
   bool StartWorker();
   static void* Work(void* queue);
   void Work();
-  std::vector<pmirror_completion*> TakeBatch();
+  struct Batch {
+    std::array<pmirror_completion*, kRangesTogether> flushes;
+    size_t count = 0;
+    std::array<pmirror_range, kMaxRanges> ranges;
+    size_t range_count = 0;
+    std::span<pmirror_completion* const> all() const { return std::span(flushes).first(count); }
+    void Add(pmirror_completion& flush);
+  };
+  void TakeBatch(Batch& batch);
+  void FinishEach(Lock& lock, const Batch& batch, unsigned flags);
   void Finish(pmirror_completion& completion, int error);
   void Destroy(pmirror_completion& completion);
 
@@ -118,7 +128,7 @@ void MakeReadable(int fd) {
 
 int MakeTimer() { return ::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK); }
 
-int Flush(const std::vector<pmirror_range>& ranges, unsigned flags) {
+int Flush(std::span<const pmirror_range> ranges, unsigned flags) {
   const int result = (flags & PMIRROR_VERIFY) != 0 ? ::pmirror_flush_verify(ranges.data(), ranges.size())
                                                    : ::pmirror_flush(ranges.data(), ranges.size());
   return result == 0 ? 0 : errno;
@@ -133,10 +143,15 @@ pmirror_completion* Queue::Add(std::unique_ptr<pmirror_completion> made, int& er
   if (idle_ <= waiting_.size() && workers_ < kMaxWorkers) {
     (void)StartWorker();  // without one more it takes longer
   }
-  all_.push_front(std::move(made));
-  pmirror_completion* completion = all_.front().get();
+  pmirror_completion* completion = made.get();
+  waiting_.push_back(completion);  // first: when the other one finds no memory, this is undone
+  try {
+    all_.push_front(std::move(made));
+  } catch (const std::bad_alloc&) {
+    waiting_.pop_back();
+    throw;
+  }
   completion->place = all_.begin();
-  waiting_.push_back(completion);
   queued_.notify_one();
   return completion;
 }
@@ -172,6 +187,7 @@ void* Queue::Work(void* queue) {
 }
 
 void Queue::Work() {
+  Batch batch;  // on the stack: a thread of its own has nobody to tell that there is no memory
   Lock lock(mutex_);
   for (;;) {
     while (waiting_.empty()) {
@@ -179,55 +195,64 @@ void Queue::Work() {
       queued_.wait(lock);
       --idle_;
     }
-    const std::vector<pmirror_completion*> batch = TakeBatch();
-    std::vector<pmirror_range> ranges;
-    for (const pmirror_completion* each : batch) {
-      ranges.insert(ranges.end(), each->ranges.begin(), each->ranges.end());
-    }
-    const unsigned flags = batch.front()->flags;
+    TakeBatch(batch);
+    const unsigned flags = batch.flushes[0]->flags;
     lock.unlock();
-    int error = Flush(ranges, flags);
+    const int error = Flush(std::span(batch.ranges).first(batch.range_count), flags);
     pmirror_error_info info{};
     info.size = sizeof(info);
     if (error != 0) {
       ::pmirror_get_error_info(&info);
     }
     lock.lock();
-    if (error == EINVAL && batch.size() > 1) {  // one has been unmapped: the others are not to suffer for it
-      for (pmirror_completion* each : batch) {
-        ranges = each->ranges;
-        lock.unlock();
-        error = Flush(ranges, flags);
-        lock.lock();
-        each->info = info;
-        Finish(*each, error);
-      }
+    if (error == EINVAL && batch.count > 1) {  // one has been unmapped: the others are not to suffer for it
+      FinishEach(lock, batch, flags);
       continue;
     }
-    for (pmirror_completion* each : batch) {
-      each->info = info;
-      Finish(*each, error);
+    for (pmirror_completion* flush : batch.all()) {
+      flush->info = info;
+      Finish(*flush, error);
     }
   }
 }
 
+// Each flush of the batch by itself.
+void Queue::FinishEach(Lock& lock, const Batch& batch, unsigned flags) {
+  for (pmirror_completion* flush : batch.all()) {
+    lock.unlock();  // nobody else touches the ranges of a flush that is taken
+    const int error = Flush(flush->ranges, flags);
+    pmirror_error_info info{};
+    info.size = sizeof(info);
+    if (error != 0) {
+      ::pmirror_get_error_info(&info);
+    }
+    lock.lock();
+    flush->info = info;
+    Finish(*flush, error);
+  }
+}
+
+void Queue::Batch::Add(pmirror_completion& flush) {
+  flushes[count++] = &flush;
+  std::copy(flush.ranges.begin(), flush.ranges.end(), ranges.begin() + static_cast<ptrdiff_t>(range_count));
+  range_count += flush.ranges.size();
+}
+
 // Requires: the mutex is held, something waits.
-std::vector<pmirror_completion*> Queue::TakeBatch() {
-  std::vector<pmirror_completion*> batch{waiting_.front()};
+void Queue::TakeBatch(Batch& batch) {
+  batch.count = batch.range_count = 0;
+  batch.Add(*waiting_.front());
   waiting_.pop_front();
-  size_t ranges = batch.front()->ranges.size();
-  for (auto at = waiting_.begin(); at != waiting_.end();) {
-    const pmirror_completion& next = **at;
-    if (next.volume != batch.front()->volume || next.flags != batch.front()->flags ||
-        ranges + next.ranges.size() > kRangesTogether) {
+  for (auto at = waiting_.begin(); at != waiting_.end() && batch.range_count < kRangesTogether;) {
+    pmirror_completion& next = **at;
+    if (next.volume != batch.flushes[0]->volume || next.flags != batch.flushes[0]->flags ||
+        batch.range_count + next.ranges.size() > kRangesTogether) {
       ++at;
       continue;
     }
-    ranges += next.ranges.size();
-    batch.push_back(*at);
+    batch.Add(next);
     at = waiting_.erase(at);
   }
-  return batch;
 }
 
 // Requires: the mutex is held.
@@ -351,16 +376,17 @@ pmirror_completion* pmirror_flush_async(const pmirror_range* ranges, size_t coun
     errno = error;
     return nullptr;
   }
-  std::unique_ptr<pmirror_completion> made(new (std::nothrow) pmirror_completion);
-  if (made == nullptr) {
-    errno = ENOMEM;
-    return nullptr;
+  pmirror_completion* completion = nullptr;
+  try {
+    auto made = std::make_unique<pmirror_completion>();
+    const PreloadTable* preload = Preload();
+    made->ranges.assign(ranges, ranges + count);
+    made->flags = flags;
+    made->volume = preload != nullptr ? preload->volume_of(ranges[0].address) : -1;
+    completion = OwnQueue().Add(std::move(made), error);
+  } catch (const std::bad_alloc&) {
+    error = ENOMEM;
   }
-  const PreloadTable* preload = Preload();
-  made->ranges.assign(ranges, ranges + count);
-  made->flags = flags;
-  made->volume = preload != nullptr ? preload->volume_of(ranges[0].address) : -1;
-  pmirror_completion* completion = OwnQueue().Add(std::move(made), error);
   if (completion == nullptr) {
     errno = error;
   }

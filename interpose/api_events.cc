@@ -47,9 +47,13 @@ pmirror_event Described(const pmirror_subscription& subscription, const local::E
   const VolumePage* page = subscription.pages[from.volume]->get();
   event.kind = static_cast<uint32_t>(from.kind);
   event.replica = from.replica < page->replica_count ? static_cast<int32_t>(from.replica) : -1;
-  event.state =
-      StateOf(from.state, from.members, page->unproven.load(std::memory_order_acquire), page->replica_count);
+  event.state = StateOf(from.state,
+                        {.members = from.members,
+                         .trailing = from.trailing,
+                         .unproven = page->unproven.load(std::memory_order_acquire)},
+                        page->replica_count);
   event.members = from.members;
+  event.trailing = from.trailing;
   event.set_version = from.set_version;
   event.time_ns = from.time_ns;
   CopyText(event.volume, sizeof(event.volume), subscription.observation.reply.mounts[from.volume].name);
@@ -85,21 +89,17 @@ int DaemonGone(pmirror_subscription& subscription, pmirror_event* event) {
 
 extern "C" {
 
-pmirror_subscription* pmirror_subscribe(const char* volume) {
-  std::unique_ptr<pmirror_subscription> made(new (std::nothrow) pmirror_subscription);
-  if (made == nullptr) {
-    errno = ENOMEM;
-    return nullptr;
-  }
+pmirror_subscription* pmirror_subscribe(const char* volume) try {
+  auto made = std::make_unique<pmirror_subscription>();
   if (const int error = Observe(0, made->observation); error != 0) {
     errno = error;
     return nullptr;
   }
   const local::Reply& reply = made->observation.reply;
   for (uint32_t i = 0; i < reply.mount_count; ++i) {
-    made->pages[i].reset(new (std::nothrow) MappedPage(made->observation.pages[i]));
+    made->pages[i] = std::make_unique<MappedPage>(made->observation.pages[i]);
     made->observation.pages[i].Reset();
-    if (made->pages[i] == nullptr || made->pages[i]->get() == nullptr) {
+    if (made->pages[i]->get() == nullptr) {
       errno = ENOMEM;
       return nullptr;
     }
@@ -113,6 +113,9 @@ pmirror_subscription* pmirror_subscribe(const char* volume) {
   }
   made->inode = InodeOf(made->observation.socket.get());
   return made.release();
+} catch (const std::bad_alloc&) {
+  errno = ENOMEM;
+  return nullptr;
 }
 
 int pmirror_subscription_fd(const pmirror_subscription* subscription) {

@@ -24,7 +24,7 @@ static_assert(sizeof(pmirror_attributes::nodes) / PMIRROR_NAME_BYTES == kMaxRepl
 
 }  // namespace
 
-pmirror_state StateOf(uint32_t state, uint32_t members, uint32_t unproven, uint32_t replicas) {
+pmirror_state StateOf(uint32_t state, const ReplicaMasks& masks, uint32_t replicas) {
   const uint32_t all = (1U << replicas) - 1;
   switch (static_cast<VolumeState>(state)) {
     case VolumeState::kFenced:
@@ -34,13 +34,14 @@ pmirror_state StateOf(uint32_t state, uint32_t members, uint32_t unproven, uint3
     case VolumeState::kServing:
       break;
   }
-  if ((members & all) == 0) {
-    return PMIRROR_ALONE;
+  const uint32_t covered = (masks.members | masks.trailing) & all;
+  if (covered != all) {
+    return covered == 0 ? PMIRROR_ALONE : PMIRROR_DEGRADED;
   }
-  if ((members & all) != all) {
-    return PMIRROR_DEGRADED;
+  if ((masks.members & all) != all) {
+    return PMIRROR_TRAILING;
   }
-  return (unproven & all) != 0 ? PMIRROR_UNPROVEN : PMIRROR_IN_SYNC;
+  return (masks.unproven & all) != 0 ? PMIRROR_UNPROVEN : PMIRROR_IN_SYNC;
 }
 
 void DescribeVolume(const VolumePage& page, Carrier carrier, pmirror_attributes& out) {
@@ -50,8 +51,8 @@ void DescribeVolume(const VolumePage& page, Carrier carrier, pmirror_attributes&
   out.capabilities = PMIRROR_CAN_FLUSH_ASYNC | PMIRROR_CAN_SUBSCRIBE | PMIRROR_CAN_COPY_ON_WRITE |
                      (preloaded ? PMIRROR_CAN_FLUSH | PMIRROR_CAN_VERIFY : 0);
   out.preloaded = preloaded ? 1 : 0;
-  out.store_atomicity_local = pmem ? kWord : 0;
-  out.store_atomicity_remote = kWord;
+  out.store_atomicity_local = pmem && preloaded ? kWord : 0;  // the mount's bytes are copied by the kernel
+  out.store_atomicity_remote = preloaded ? kWord : 0;
   out.store_atomicity_remote_power = 0;  // the replica's domain is not known here
   out.group_atomicity = 0;
   out.flush_granularity = pmem && preloaded ? kCacheLine : kPageSize;
@@ -59,12 +60,16 @@ void DescribeVolume(const VolumePage& page, Carrier carrier, pmirror_attributes&
   out.fundamental_error_range = kPageSize;
   out.fundamental_error_range_offset = 0;
   out.domain = page.domain;
-  out.state = StateOf(page.state.load(std::memory_order_acquire), set.members(),
-                      page.unproven.load(std::memory_order_acquire), page.replica_count);
+  out.state = StateOf(page.state.load(std::memory_order_acquire),
+                      {.members = set.members(),
+                       .trailing = set.trailing(),
+                       .unproven = page.unproven.load(std::memory_order_acquire)},
+                      page.replica_count);
   out.policy = page.on_loss;
   out.replicas = page.replica_count;
   out.members = set.members();
   out.joiners = set.joiners();
+  out.trailing = set.trailing();
   out.set_version = Raw(set.version());
   out.epoch = page.epoch.load(std::memory_order_acquire);
   out.deadline_ns = page.deadline_ns;

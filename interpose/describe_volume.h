@@ -8,8 +8,15 @@
 
 namespace pmirror::interpose {
 
-// The pmirror_state of a volume of `replicas` replicas, of which `unproven` (bits) have still to be compared.
-pmirror_state StateOf(uint32_t state, uint32_t members, uint32_t unproven, uint32_t replicas);
+// Bits of replicas.
+struct ReplicaMasks {
+  uint32_t members = 0;
+  uint32_t trailing = 0;
+  uint32_t unproven = 0;  // members that have still to be compared
+};
+
+// The pmirror_state of a volume of `replicas` replicas that is in this VolumeState.
+pmirror_state StateOf(uint32_t state, const ReplicaMasks& masks, uint32_t replicas);
 
 // How a mapping of the volume is carried.
 enum class Carrier { kPreload, kMount };

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <new>
 
 #include "interpose/api_parts.h"
 #include "interpose/describe_volume.h"
@@ -80,15 +81,12 @@ bool FindMapping(const void* address, MappedFileOf& found) {
 }
 
 // Through the daemon. 0 or an errno.
-int AskAttributes(const void* address, pmirror_attributes& out) {
+int AskAttributes(const void* address, pmirror_attributes& out) try {
   MappedFileOf mapped;
   if (!FindMapping(address, mapped)) {
     return ENXIO;
   }
-  const auto observation = std::unique_ptr<Observation>(new (std::nothrow) Observation);
-  if (observation == nullptr) {
-    return ENOMEM;
-  }
+  const auto observation = std::make_unique<Observation>();
   if (const int error = Observe(mapped.device, *observation); error != 0) {
     return error;
   }
@@ -104,6 +102,8 @@ int AskAttributes(const void* address, pmirror_attributes& out) {
     }
   }
   return ENXIO;
+} catch (const std::bad_alloc&) {
+  return ENOMEM;
 }
 
 }  // namespace

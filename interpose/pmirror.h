@@ -14,8 +14,9 @@
 #ifndef PMIRROR_H
 #define PMIRROR_H
 
-#include <stddef.h> /* NOLINT: a C header */
-#include <stdint.h> /* NOLINT */
+/* NOLINTBEGIN: a C header, with C's names */
+#include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #ifdef __cplusplus
@@ -36,7 +37,7 @@ void* pmirror_map(int fd, size_t length, off_t offset, int writable);
  * msync(2). */
 int pmirror_sync(const void* address, size_t length);
 
-struct pmirror_range { /* NOLINT: C naming */
+struct pmirror_range {
   const void* address;
   size_t length; /* bytes */
 };
@@ -57,7 +58,7 @@ int pmirror_flush(const struct pmirror_range* ranges, size_t count);
  * 0, or -1 with errno: as pmirror_flush (the flush failed); EILSEQ, a replica holds other bytes: pmirror_get_error_info
  * names range and replica; EIO, also when the replica could not read the range; EAGAIN, the ranges were flushed, but
  * newer captures landed faster than they could be compared; EHOSTDOWN, they were flushed, but no replica is in sync
- * (policy `proceed`); ENOTSUP, without the preload library (nothing was flushed). */
+ * (policy `proceed`, or replicas that trail); ENOTSUP, without the preload library (nothing was flushed). */
 int pmirror_flush_verify(const struct pmirror_range* ranges, size_t count);
 
 /* Whether a range lies in mappings that the preload library replicates. */
@@ -68,8 +69,9 @@ int pmirror_is_replicated(const void* address, size_t length);
 #define PMIRROR_VERIFY 1u /* as pmirror_flush_verify */
 #define PMIRROR_ATOMIC 2u /* all-or-nothing on the replica: reserved, ENOTSUP (see `capabilities`) */
 
-struct pmirror_error_info; /* NOLINT */
-struct pmirror_completion; /* NOLINT: one asynchronous flush; the caller's until pmirror_completion_release */
+struct pmirror_error_info;
+/* One asynchronous flush; the caller's until pmirror_completion_release. */
+struct pmirror_completion;
 
 /* Begins a flush and returns. The list is copied; the memory of the ranges must stay mapped until the completion.
  * A thread of the library carries it out (the first call starts it): the bytes are copied at some time between this call
@@ -100,14 +102,15 @@ void pmirror_completion_release(struct pmirror_completion* completion);
 
 /* ---- errors ---- */
 
-enum pmirror_action { /* NOLINT: what a failure was met in */
-                      PMIRROR_ACTION_NONE = 0,
-                      PMIRROR_ACTION_SYNC = 1,  /* msync, fsync and their kin, pmirror_sync */
-                      PMIRROR_ACTION_FLUSH = 2, /* pmirror_flush, and libpmem's flush, drain and persist */
-                      PMIRROR_ACTION_FLUSH_VERIFY = 3
+/* What a failure was met in. */
+enum pmirror_action {
+  PMIRROR_ACTION_NONE = 0,
+  PMIRROR_ACTION_SYNC = 1,  /* msync, fsync and their kin, pmirror_sync */
+  PMIRROR_ACTION_FLUSH = 2, /* pmirror_flush, and libpmem's flush, drain and persist */
+  PMIRROR_ACTION_FLUSH_VERIFY = 3
 };
 
-struct pmirror_error_info { /* NOLINT */
+struct pmirror_error_info {
   size_t size;
   int error;                  /* errno of the failure itself; 0: nothing has failed in this thread yet */
   int action;                 /* enum pmirror_action */
@@ -135,50 +138,53 @@ int pmirror_error(const char** what);
 #define PMIRROR_CAN_FLUSH_ATOMIC 8u /* PMIRROR_ATOMIC; never set by this version */
 #define PMIRROR_CAN_SUBSCRIBE 16u   /* pmirror_subscribe */
 #define PMIRROR_CAN_COPY_ON_WRITE 32u /* MAP_COPY_ON_WRITE_CAPABLE: MAP_PRIVATE mappings work */
-#define PMIRROR_CAN_ERROR_EVENT \
-  64u /* ERROR_EVENT_CAPABLE: media errors are repaired or told; never set yet */
+#define PMIRROR_CAN_ERROR_EVENT 64u   /* ERROR_EVENT_CAPABLE: media errors are told; never set yet */
 
-enum pmirror_state {                      /* NOLINT: of a volume */
-                     PMIRROR_IN_SYNC = 1, /* every configured replica is in the in-sync set */
-                     PMIRROR_DEGRADED =
-                         2, /* some are; what a sync does about the others is the policy's matter */
-                     PMIRROR_ALONE = 3,   /* none is */
-                     PMIRROR_FENCED = 4,  /* another node is or may be primary: every sync fails */
-                     PMIRROR_CLOSING = 5, /* the daemon is leaving, or has left */
-                     PMIRROR_UNPROVEN =
-                         6 /* all are members, but one's copy is still being compared after a crash */
+/* How a volume is. */
+enum pmirror_state {
+  PMIRROR_IN_SYNC = 1,  /* every configured replica is in the in-sync set */
+  PMIRROR_DEGRADED = 2, /* some are missing: what a sync does then is the policy's matter */
+  PMIRROR_ALONE = 3,    /* all are */
+  PMIRROR_FENCED = 4,   /* another node is or may be primary: every sync fails */
+  PMIRROR_CLOSING = 5,  /* the daemon is leaving, or has left */
+  PMIRROR_UNPROVEN = 6, /* all are members, but one's copy is still being compared after a crash */
+  PMIRROR_TRAILING = 7  /* those that are no members trail them, within their RPO (RPO > 0) */
 };
 
-enum pmirror_policy { PMIRROR_SUSPEND = 1, PMIRROR_FAIL = 2, PMIRROR_PROCEED = 3 }; /* NOLINT: on_loss */
-enum pmirror_domain { PMIRROR_VOLATILE = 1, PMIRROR_FILE = 2, PMIRROR_PMEM = 3 };   /* NOLINT */
+/* What a sync does when a replica stays silent, as `on_loss` of pmirrord.toml; and what makes bytes durable here. */
+enum pmirror_policy { PMIRROR_SUSPEND = 1, PMIRROR_FAIL = 2, PMIRROR_PROCEED = 3 };
+enum pmirror_domain { PMIRROR_VOLATILE = 1, PMIRROR_FILE = 2, PMIRROR_PMEM = 3 };
 
-struct pmirror_attributes { /* NOLINT */
+struct pmirror_attributes {
   size_t size;
   uint32_t capabilities; /* PMIRROR_CAN_* */
   uint32_t preloaded;    /* 1: the preload library carries it; 0: the mount does */
 
   /* INTERRUPTED_STORE_ATOMICITY. The largest aligned store, in bytes, that is whole or absent after the failure;
    * 0: nothing is guaranteed. */
-  uint32_t store_atomicity_local;        /* after a power cut here, in the local copy: 8 on pmem, else 0 */
-  uint32_t store_atomicity_remote;       /* after the loss of this node, in the copy that is promoted: 8 */
-  uint32_t store_atomicity_remote_power; /* the same when the replica loses its power too: 0 where unknown */
-  uint32_t group_atomicity; /* bytes of one flush that are all or nothing on a replica that lives: 0, none */
+  uint32_t store_atomicity_local;        /* in the local copy, after a power cut here: 8 preloaded on pmem */
+  uint32_t store_atomicity_remote;       /* in the promoted copy, after the loss of this node: 8 preloaded */
+  uint32_t store_atomicity_remote_power; /* the same when the replica loses its power too: 0 */
+  uint32_t group_atomicity;              /* bytes of one flush that are all or nothing: 0 */
 
-  uint32_t
-      flush_granularity; /* bytes that a flush makes durable here around what it names: 64 on pmem, else 4096 */
-  uint32_t remote_granularity; /* bytes that it sends around what it names: 8 preloaded, else 4096 */
-  uint32_t
-      fundamental_error_range; /* FUNDAMENTAL_ERROR_RANGE: what a media error takes at once, bytes: 4096 */
-  uint32_t
-      fundamental_error_range_offset; /* of the error ranges from a multiple of their size, in the file: 0 */
+  /* Bytes. What a flush makes durable here around what it names: 64 preloaded on pmem, else 4096; what it sends: 8
+   * preloaded, else 4096. */
+  uint32_t flush_granularity;
+  uint32_t remote_granularity;
+  /* FUNDAMENTAL_ERROR_RANGE, what a media error takes at once: 4096 bytes, at multiples of that in the file from
+   * FUNDAMENTAL_ERROR_RANGE_OFFSET: 0. */
+  uint32_t fundamental_error_range;
+  uint32_t fundamental_error_range_offset;
 
   uint32_t domain;      /* enum pmirror_domain, of this node */
   uint32_t state;       /* enum pmirror_state */
-  uint32_t policy;      /* enum pmirror_policy: what a sync does when a replica stays silent */
+  uint32_t policy;      /* enum pmirror_policy */
   uint32_t replicas;    /* configured */
   uint32_t members;     /* bit a replica: in the in-sync set */
   uint32_t joiners;     /* bit a replica: being brought to it */
-  uint64_t set_version; /* of the in-sync set: grows with each change */
+  uint32_t trailing;    /* bit a replica: trails, within its RPO */
+  uint32_t reserved;    /* 0 */
+  uint64_t set_version; /* of these: grows with each change */
   uint64_t epoch;
   uint64_t deadline_ns; /* a silence that is shorter changes nothing */
   uint64_t suspend_ns;  /* policy suspend: how long a sync waits beyond, then EIO */
@@ -195,24 +201,25 @@ int pmirror_get_attributes(const void* address, struct pmirror_attributes* out);
 
 /* ---- events ---- */
 
-enum pmirror_event_kind {                          /* NOLINT */
-                          PMIRROR_EVENT_STATE = 1, /* how a volume is: the first event of each volume */
-                          PMIRROR_EVENT_REDUNDANCY_LOST = 2,     /* a replica has left the in-sync set */
-                          PMIRROR_EVENT_REDUNDANCY_RESTORED = 3, /* a replica has come into it */
-                          PMIRROR_EVENT_FENCED = 4,              /* another node is or may be primary */
-                          PMIRROR_EVENT_CLOSING = 5,             /* the daemon leaves the volume */
-                          PMIRROR_EVENT_LAG = 6,   /* reserved: RPO exceeded, and back within it */
-                          PMIRROR_EVENT_MEDIA = 7, /* reserved: a media error */
-                          PMIRROR_EVENT_DAEMON_GONE =
-                              8 /* the last one of a subscription: the daemon has ended. Subscribe again */
+enum pmirror_event_kind {
+  PMIRROR_EVENT_STATE = 1,               /* how a volume is: the first event of each volume */
+  PMIRROR_EVENT_REDUNDANCY_LOST = 2,     /* a replica is not in the in-sync set any more, nor trails it */
+  PMIRROR_EVENT_REDUNDANCY_RESTORED = 3, /* it is, or trails, again */
+  PMIRROR_EVENT_FENCED = 4,              /* another node is or may be primary */
+  PMIRROR_EVENT_CLOSING = 5,             /* the daemon leaves the volume */
+  PMIRROR_EVENT_LAG = 6,                 /* reserved: RPO exceeded, and back within it */
+  PMIRROR_EVENT_MEDIA = 7,               /* reserved: a media error */
+  PMIRROR_EVENT_DAEMON_GONE = 8 /* the last one of a subscription: the daemon has ended. Subscribe again */
 };
 
-struct pmirror_event { /* NOLINT */
+struct pmirror_event {
   size_t size;
-  uint32_t kind;    /* enum pmirror_event_kind */
-  int32_t replica;  /* index of the replica that it is about; -1: none in particular */
-  uint32_t state;   /* enum pmirror_state, after it */
-  uint32_t members; /* bit a replica, after it */
+  uint32_t kind;     /* enum pmirror_event_kind */
+  int32_t replica;   /* index of the replica that it is about; -1: none in particular */
+  uint32_t state;    /* enum pmirror_state, after it */
+  uint32_t members;  /* bit a replica, after it */
+  uint32_t trailing; /* likewise */
+  uint32_t reserved; /* 0 */
   uint64_t set_version;
   uint64_t time_ns; /* CLOCK_REALTIME of the daemon */
   uint64_t missed;  /* events before this one that were dropped, because they were not taken in time */
@@ -220,7 +227,8 @@ struct pmirror_event { /* NOLINT */
   char replica_node[PMIRROR_NAME_BYTES]; /* empty when replica is -1 */
 };
 
-struct pmirror_subscription; /* NOLINT: the caller's until pmirror_unsubscribe */
+/* The caller's until pmirror_unsubscribe. */
+struct pmirror_subscription;
 
 /* Subscribes to the events of one volume by its name, or of all that are mounted on this node (null). The daemon keeps
  * several hundred events for a subscriber that does not take them, then drops the newer ones and counts them. No thread is
@@ -238,5 +246,6 @@ void pmirror_unsubscribe(struct pmirror_subscription* subscription);
 #ifdef __cplusplus
 }
 #endif
+/* NOLINTEND */
 
 #endif

@@ -99,8 +99,8 @@ enum class ReportKind : uint32_t {
 
 enum class EventKind : uint32_t {
   kState = 1,               // how the volume is, at the beginning of an observation
-  kRedundancyLost = 2,      // a replica is no member of the in-sync set any more
-  kRedundancyRestored = 3,  // a replica has become one
+  kRedundancyLost = 2,      // a replica neither is a member of the in-sync set any more nor trails it
+  kRedundancyRestored = 3,  // a replica has become a member, or trails
   kFenced = 4,              // another node is or may be primary
   kClosing = 5,             // the daemon leaves the volume
 };
@@ -109,10 +109,12 @@ enum class EventKind : uint32_t {
 struct Event {
   uint32_t version = kVersion;
   EventKind kind{};
-  uint32_t volume = 0;       // index in the reply's mounts
-  uint32_t replica = 0;      // index; kMaxReplicas: none in particular
-  uint32_t members = 0;      // bit a replica, after the change
-  uint32_t state = 0;        // VolumeState
+  uint32_t volume = 0;    // index in the reply's mounts
+  uint32_t replica = 0;   // index; kMaxReplicas: none in particular
+  uint32_t members = 0;   // bit a replica, after the change
+  uint32_t trailing = 0;  // bit a replica that trails, likewise
+  uint32_t state = 0;     // VolumeState
+  uint32_t reserved = 0;
   uint64_t set_version = 0;  // of the in-sync set after the change
   uint64_t time_ns = 0;      // CLOCK_REALTIME
   uint64_t missed = 0;       // events before this one that found the observer's queue full

@@ -226,6 +226,9 @@ Error Sync::CaptureFor(ReplicaMask trailing) {
   if (!captured.ok()) {
     return captured.error();
   }
+  if (target_.taken != nullptr) {
+    *target_.taken = 0;  // what was copied last is in no frame
+  }
   if (captured.value()) {
     done_ |= trailing;
     captured_ = captured_ || !extents_.empty();

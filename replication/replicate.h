@@ -61,7 +61,8 @@ struct CaptureTarget {
   FileId file = FileId::kNone;
   OrderPage* order = nullptr;
   const FileSlot* slot = nullptr;
-  uint64_t* taken = nullptr;  // when set: gets the order number of the latest capture that was sent
+  // When set: gets the order number of the frames whose bytes were copied last; 0 when those are in none.
+  uint64_t* taken = nullptr;
 };
 
 // Told of what happens during a sync that waits; all calls may come from any thread and must be

@@ -109,7 +109,7 @@ class Api(ClusterTest):
             self.assertEqual(seen["file"], os.stat(cluster.mounted(f"file{preload}")).st_ino)
             self.assertEqual(seen["offset"], 2 * PAGE + 8)
             self.assertEqual((seen["state"], seen["members"], seen["replicas"], seen["policy"]), (IN_SYNC, 1, 1, 3))
-            self.assertEqual((seen["remote"], seen["power"], seen["group"]), (8, 0, 0))
+            self.assertEqual((seen["local"], seen["remote"], seen["power"], seen["group"]), (0, 8 if preload else 0, 0, 0))
             self.assertEqual((seen["error_range"], seen["error_offset"], seen["size"]), (PAGE, 0, 1))
             self.assertEqual(seen["preloaded"], int(preload))
             wanted = CAN_FLUSH | CAN_VERIFY if preload else 0

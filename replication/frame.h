@@ -46,7 +46,9 @@ constexpr uint8_t kFlagAckWanted = 1;   // acknowledge at once instead of when c
 constexpr uint8_t kFlagBarrier = 2;     // after applying, do what kBarrier does; implies ack wanted
 constexpr uint8_t kFlagRecaptured = 4;  // the ranges were sent before and not acknowledged
 constexpr uint8_t kFlagContinues = 8;   // more frames of the same capture (same file and order) follow
-constexpr uint8_t kKnownFlags = 15;
+constexpr uint8_t kFlagGroup =
+    16;  // data image: all of it or nothing, also when the replica crashes while it applies it
+constexpr uint8_t kKnownFlags = 31;
 
 constexpr uint32_t kFrameMagic = 0x31524d50;  // "PMR1" in memory order
 constexpr uint16_t kFrameVersion = 1;

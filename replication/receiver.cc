@@ -95,6 +95,9 @@ bool Receiver::MaySend(FrameKind kind) const {
 
 // A frame that contradicts itself was not made by a sender of ours, whatever its checksum says.
 Decision Receiver::CheckFields(const FrameHeader& header, std::span<const WireRange> ranges) const {
+  if ((header.flags & kFlagGroup) != 0 && static_cast<FrameKind>(header.kind) != FrameKind::kDataImage) {
+    return Cut("group that is no data image");
+  }
   if (static_cast<FrameKind>(header.kind) == FrameKind::kBatch) {
     const bool fits = header.range_count == 1 && header.order != 0 && header.size_generation == 0 &&
                       header.payload_length != 0 && ranges.front().length == header.payload_length;
@@ -121,6 +124,9 @@ Decision Receiver::CheckFields(const FrameHeader& header, std::span<const WireRa
     }
     beyond |= !Ends(range, end);
     bytes += range.length;  // at most kMaxRanges * kMaxPayload
+  }
+  if ((header.flags & kFlagGroup) != 0 && (header.flags & kFlagContinues) != 0) {
+    return Cut("group of several frames");
   }
   if (bytes != header.payload_length) {
     return Cut("ranges that do not add up to the payload");

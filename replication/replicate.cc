@@ -381,6 +381,12 @@ Error Sync::SendAll(Attempt& attempt) {
     frame.payload = staged.value().payload;
     frame.payload_crc = staged.value().payload_crc;
     frame.flags = sent_before_ ? kFlagRecaptured : 0;
+    if (target_.group) {
+      if (!last || attempt.bytes != 0) {
+        return {E2BIG, "replicate: the group does not fit one frame"};
+      }
+      frame.flags |= kFlagGroup;
+    }
     if (!last) {
       frame.flags |= kFlagContinues;
     } else {

@@ -62,6 +62,9 @@ DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<con
   pieces.clear();
   {
     const std::lock_guard lock(file->mutex);
+    if (const int error = broken(); error != 0) {
+      return {.outcome = Refusal{RefusalCode::kIoError, error}, .file = nullptr};
+    }
     if (const int error = files_.EnsureOpen(file); error != 0) {
       return {.outcome = OutcomeOf(error), .file = nullptr};
     }
@@ -78,7 +81,10 @@ DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<con
     }
     int error = Prepare(*file, pieces);
     if (error == 0) {
-      error = domain_.Write(*file, pieces, payload);
+      // While an undo log is active the way back is that log's, and the copy a mixture.
+      const bool group = (header.flags & kFlagGroup) != 0 && groups_ != nullptr && !pieces.empty() &&
+                         (undo_ == nullptr || !undo_->active());
+      error = group ? WriteGroup(*file, pieces, payload) : domain_.Write(*file, pieces, payload);
     }
     if (error != 0) {
       return {.outcome = OutcomeOf(error), .file = nullptr};
@@ -131,6 +137,26 @@ Outcome DataApplier::Verify(FileId id, std::span<const WireRange> ranges, Verifi
     verified.order = file->order.Newest(ranges);
   }
   return OutcomeOf(files_.Trim());
+}
+
+// Under the file's lock to the end: a record of the journal must be gone before anything newer is applied.
+int DataApplier::WriteGroup(BackingFile& file, std::span<const ApplyPiece> pieces,
+                            std::span<const std::byte> payload) {
+  const std::lock_guard lock(groups_->mutex());
+  if (const int error = groups_->Begin(file.id, pieces, payload); error != 0) {
+    return error;
+  }
+  int error = domain_.Write(file, pieces, payload);
+  if (error == 0) {
+    error = domain_.PersistHeld(file);
+  }
+  const int ended = groups_->End();
+  // Part of it may be there, or the record: the copy is of no use before it is opened again, or brought back.
+  error = error != 0 ? error : ended;
+  if (error != 0) {
+    broken_.store(error, std::memory_order_release);
+  }
+  return error;
 }
 
 // Storage first: a frame that is refused needs no undo.

@@ -36,6 +36,7 @@
 #include "server/batch_journal.h"
 #include "server/data_applier.h"
 #include "server/file_table.h"
+#include "server/group_journal.h"
 #include "server/namespace_applier.h"
 #include "server/outcome.h"
 #include "server/persistence.h"
@@ -223,6 +224,7 @@ class ReplicaVolume {
   absl::Status EndTrailing();
   absl::Status SettleBatches();
   absl::Status ContinueBatches();
+  absl::Status ContinueGroup();
   Outcome TakeBatch(const FrameHeader& header, std::span<const WireRange> ranges,
                     std::span<const std::byte> payload);
   Outcome StoreAndApply(std::span<const std::byte> bytes, const recovery::BatchView& batch);
@@ -235,6 +237,7 @@ class ReplicaVolume {
   std::unique_ptr<PersistenceDomain> domain_;
   std::unique_ptr<FileTable> files_;
   std::unique_ptr<UndoLog> undo_;
+  std::unique_ptr<GroupJournal> groups_;
   std::unique_ptr<DataApplier> data_;
   std::unique_ptr<NamespaceApplier> tree_;  // guarded by namespace_mutex_
   SessionTable sessions_;

@@ -129,8 +129,10 @@ void MakeReadable(int fd) {
 int MakeTimer() { return ::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK); }
 
 int Flush(std::span<const pmirror_range> ranges, unsigned flags) {
-  const int result = (flags & PMIRROR_VERIFY) != 0 ? ::pmirror_flush_verify(ranges.data(), ranges.size())
-                                                   : ::pmirror_flush(ranges.data(), ranges.size());
+  const auto flush = (flags & PMIRROR_VERIFY) != 0   ? &::pmirror_flush_verify
+                     : (flags & PMIRROR_ATOMIC) != 0 ? &::pmirror_flush_atomic
+                                                     : &::pmirror_flush;
+  const int result = flush(ranges.data(), ranges.size());
   return result == 0 ? 0 : errno;
 }
 
@@ -243,6 +245,9 @@ void Queue::TakeBatch(Batch& batch) {
   batch.count = batch.range_count = 0;
   batch.Add(*waiting_.front());
   waiting_.pop_front();
+  if ((batch.flushes[0]->flags & PMIRROR_ATOMIC) != 0) {
+    return;  // a group is one by itself
+  }
   for (auto at = waiting_.begin(); at != waiting_.end() && batch.range_count < kRangesTogether;) {
     pmirror_completion& next = **at;
     if (next.volume != batch.flushes[0]->volume || next.flags != batch.flushes[0]->flags ||
@@ -352,12 +357,12 @@ void Queue::AfterForkInChild(bool announced) {
 
 // 0, or the errno with which a flush of this list is refused.
 int Check(const pmirror_range* ranges, size_t count, unsigned flags) {
-  if (ranges == nullptr || count == 0 || count > kMaxRanges ||
-      (flags & ~(PMIRROR_VERIFY | PMIRROR_ATOMIC)) != 0) {
+  constexpr unsigned kKnown = PMIRROR_VERIFY | PMIRROR_ATOMIC;
+  if (ranges == nullptr || count == 0 || count > kMaxRanges || (flags & ~kKnown) != 0 || flags == kKnown) {
     return EINVAL;
   }
   const PreloadTable* preload = Preload();
-  if ((flags & PMIRROR_ATOMIC) != 0 || ((flags & PMIRROR_VERIFY) != 0 && preload == nullptr)) {
+  if (flags != 0 && preload == nullptr) {
     return ENOTSUP;
   }
   const bool all = preload == nullptr || std::all_of(ranges, ranges + count, [&](const pmirror_range& range) {

@@ -49,12 +49,12 @@ void DescribeVolume(const VolumePage& page, Carrier carrier, pmirror_attributes&
   const bool pmem = page.domain == static_cast<uint32_t>(Domain::kPmem);
   const SetWord set = LoadSet(page);
   out.capabilities = PMIRROR_CAN_FLUSH_ASYNC | PMIRROR_CAN_SUBSCRIBE | PMIRROR_CAN_COPY_ON_WRITE |
-                     (preloaded ? PMIRROR_CAN_FLUSH | PMIRROR_CAN_VERIFY : 0);
+                     (preloaded ? PMIRROR_CAN_FLUSH | PMIRROR_CAN_VERIFY | PMIRROR_CAN_FLUSH_ATOMIC : 0);
   out.preloaded = preloaded ? 1 : 0;
   out.store_atomicity_local = pmem && preloaded ? kWord : 0;  // the mount's bytes are copied by the kernel
   out.store_atomicity_remote = preloaded ? kWord : 0;
   out.store_atomicity_remote_power = 0;  // the replica's domain is not known here
-  out.group_atomicity = 0;
+  out.group_atomicity = preloaded ? kGroupBytes : 0;
   out.flush_granularity = pmem && preloaded ? kCacheLine : kPageSize;
   out.remote_granularity = preloaded ? kWord : kPageSize;
   out.fundamental_error_range = kPageSize;

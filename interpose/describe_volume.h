@@ -18,6 +18,9 @@ struct ReplicaMasks {
 // The pmirror_state of a volume of `replicas` replicas that is in this VolumeState.
 pmirror_state StateOf(uint32_t state, const ReplicaMasks& masks, uint32_t replicas);
 
+// Bytes that a flush group may have (flush.h).
+constexpr uint32_t kGroupBytes = 16 << 10;
+
 // How a mapping of the volume is carried.
 enum class Carrier { kPreload, kMount };
 

@@ -86,7 +86,11 @@ class PersistRanges : public LocalPersist {
   Domain domain_;
 };
 
-enum class Check { kNone, kVerify };
+enum class Manner { kPlain, kVerified, kGroup };
+
+int ActionOf(Manner manner) {
+  return manner == Manner::kVerified ? PMIRROR_ACTION_FLUSH_VERIFY : PMIRROR_ACTION_FLUSH;
+}
 
 // The address of the first of the ranges that lies at `offset` of the file or behind it.
 void PlaceByOffset(Runtime& runtime, uint32_t file, std::span<const FlushedRange> ranges, Extent extent,
@@ -107,7 +111,7 @@ void PlaceByOffset(Runtime& runtime, uint32_t file, std::span<const FlushedRange
 }
 
 // Captures those of the ranges that lie in `hint.file`.
-Error CaptureFile(Runtime& runtime, const Mapping& hint, std::span<const FlushedRange> ranges, Check check,
+Error CaptureFile(Runtime& runtime, const Mapping& hint, std::span<const FlushedRange> ranges, Manner manner,
                   ErrorPlace& place) {
   std::array<Extent, kMaxFlushed> room;
   ExtentList extents(room);
@@ -129,20 +133,20 @@ Error CaptureFile(Runtime& runtime, const Mapping& hint, std::span<const Flushed
   }
   PersistRanges local(ranges, static_cast<Domain>(file.volume().page().domain));
   VerifyResult verified;
-  const Error result = check == Check::kVerify ? file.CaptureVerified(extents.extents(), &local, verified)
-                                               : file.Capture(extents.extents(), &local);
+  const Error result = manner == Manner::kVerified ? file.CaptureVerified(extents.extents(), &local, verified)
+                       : manner == Manner::kGroup  ? file.CaptureGroup(extents.extents(), &local)
+                                                   : file.Capture(extents.extents(), &local);
   if (result.ok()) {
     runtime.tickets().CountSync(file.volume().index());
     return result;
   }
-  place = PlaceOf(check == Check::kVerify ? PMIRROR_ACTION_FLUSH_VERIFY : PMIRROR_ACTION_FLUSH, file.volume(),
-                  file.id());
+  place = PlaceOf(ActionOf(manner), file.volume(), file.id());
   PlaceByOffset(runtime, hint.file, ranges, verified.extent.empty() ? extents.hull() : verified.extent,
                 place);
   return result;
 }
 
-Error FlushEach(Runtime& runtime, std::span<FlushedRange> ranges, Check check, ErrorPlace& place) {
+Error FlushEach(Runtime& runtime, std::span<FlushedRange> ranges, Manner manner, ErrorPlace& place) {
   std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.address < b.address; });
   const SyncScope scope;
   // Files in the order in which they appear; a range of a file that was captured before is skipped.
@@ -159,7 +163,7 @@ Error FlushEach(Runtime& runtime, std::span<FlushedRange> ranges, Check check, E
         continue;
       }
       ErrorPlace failed;
-      const Error error = CaptureFile(runtime, mapping, ranges, check, failed);
+      const Error error = CaptureFile(runtime, mapping, ranges, manner, failed);
       if (result.ok() && !error.ok()) {
         result = error;
         place = failed;
@@ -198,11 +202,26 @@ bool IsReplicated(Runtime& runtime, uintptr_t address, size_t length) {
 }
 
 Error FlushNow(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place) {
-  return FlushEach(runtime, ranges, Check::kNone, place);
+  return FlushEach(runtime, ranges, Manner::kPlain, place);
 }
 
 Error FlushVerified(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place) {
-  return FlushEach(runtime, ranges, Check::kVerify, place);
+  return FlushEach(runtime, ranges, Manner::kVerified, place);
+}
+
+Error FlushGroup(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place) {
+  uint32_t file = kNoFile;
+  for (const FlushedRange& range : ranges) {
+    Mapping mapping;
+    for (uintptr_t at = range.address; runtime.maps().FirstOverlap(at, range.end(), mapping);
+         at = mapping.end()) {
+      if (file != kNoFile && mapping.file != file) {
+        return {EXDEV, "a flush group lies in several files"};
+      }
+      file = mapping.file;
+    }
+  }
+  return FlushEach(runtime, ranges, Manner::kGroup, place);
 }
 
 Error Flush(Runtime& runtime, uintptr_t address, size_t length) {

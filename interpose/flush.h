@@ -38,4 +38,9 @@ Error FlushVerified(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace
 // For the void functions: SIGBUS when it failed (P6). What failed is remembered by Flush and Drain.
 void RaiseOnError(const Error& error, const void* address);
 
+// FlushNow, all or nothing on each replica. EXDEV: in several files; E2BIG: more than one frame holds, which kMaxGroup bytes
+// never are.
+constexpr size_t kMaxGroup = 16 << 10;
+Error FlushGroup(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place);
+
 }  // namespace pmirror::interpose

@@ -145,6 +145,14 @@ int pmirror_flush_verify(const struct pmirror_range* ranges, size_t count) {
   return -1;
 }
 
+int pmirror_flush_atomic(const struct pmirror_range* ranges, size_t count) {
+  if (const PreloadTable* preload = Preload()) {
+    return preload->flush_atomic(ranges, count);
+  }
+  errno = ENOTSUP;
+  return -1;
+}
+
 int pmirror_error(const char** what) {
   if (const PreloadTable* preload = Preload()) {
     return preload->error(what);

@@ -149,7 +149,12 @@ bool MappedFile::NothingInDoubt() {
 }
 
 Error MappedFile::Capture(std::span<const Extent> extents, LocalPersist* local) {
-  return runtime_.WithDaemon(volume(), id(), [&] { return CaptureOnce(extents, *this, local, nullptr); });
+  return runtime_.WithDaemon(volume(), id(), [&] { return CaptureOnce(extents, *this, local, {}); });
+}
+
+Error MappedFile::CaptureGroup(std::span<const Extent> extents, LocalPersist* local) {
+  return runtime_.WithDaemon(volume(), id(),
+                             [&] { return CaptureOnce(extents, *this, local, {.group = true}); });
 }
 
 Error MappedFile::CaptureVerified(std::span<const Extent> extents, LocalPersist* local,
@@ -159,8 +164,8 @@ Error MappedFile::CaptureVerified(std::span<const Extent> extents, LocalPersist*
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     ChecksummedSource source(*this, extents);
     uint64_t taken = 0;
-    PMIRROR_RETURN_IF_ERROR(
-        runtime_.WithDaemon(volume(), id(), [&] { return CaptureOnce(extents, source, local, &taken); }));
+    PMIRROR_RETURN_IF_ERROR(runtime_.WithDaemon(
+        volume(), id(), [&] { return CaptureOnce(extents, source, local, {.taken = &taken}); }));
     const VerifyRequest request{.file = id(), .order = taken, .copied = source.copied()};
     PMIRROR_RETURN_IF_ERROR(runtime_.WithDaemon(volume(), id(), [&] { return VerifyOnce(request, result); }));
     switch (result.verdict) {
@@ -184,7 +189,7 @@ Error MappedFile::VerifyOnce(const VerifyRequest& request, VerifyResult& result)
 }
 
 Error MappedFile::CaptureOnce(std::span<const Extent> extents, ByteSource& source, LocalPersist* local,
-                              uint64_t* taken) {
+                              Manner manner) {
   const SyncGate::Pass pass(runtime_.gate());
   PMIRROR_RETURN_IF_ERROR(Unserved());
   OrderPage* order = entry_.order.load(std::memory_order_acquire);
@@ -195,8 +200,11 @@ Error MappedFile::CaptureOnce(std::span<const Extent> extents, ByteSource& sourc
   } else if (!can_send) {
     return {EIO, "replicate a file that was mapped for reading only"};
   } else {
-    const CaptureTarget target{
-        .file = id(), .order = order, .slot = entry_.slot.load(std::memory_order_acquire), .taken = taken};
+    const CaptureTarget target{.file = id(),
+                               .order = order,
+                               .slot = entry_.slot.load(std::memory_order_acquire),
+                               .group = manner.group,
+                               .taken = manner.taken};
     result = volume().Replicate(target, extents, source, local);
   }
   // Asked last: a set word that a dead daemon has left asks for nobody whom the next one admits.

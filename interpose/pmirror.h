@@ -61,13 +61,21 @@ int pmirror_flush(const struct pmirror_range* ranges, size_t count);
  * (policy `proceed`, or replicas that trail); ENOTSUP, without the preload library (nothing was flushed). */
 int pmirror_flush_verify(const struct pmirror_range* ranges, size_t count);
 
+/* A flush group: pmirror_flush of ranges of one file that a replica has all of, or nothing of, whatever fails while the
+ * flush is under way, this node and the replica together included. It is the flush that is atomic, not the stores: bytes that
+ * another sync names meanwhile, or that the end of the process leaves dirty, travel by themselves, so a program keeps others
+ * from syncing them until it returns. Nothing is said of the local copy. A replica waits for its disk three times more.
+ * 0, or -1 with errno: as pmirror_flush; EXDEV, the ranges lie in several files; E2BIG, more than 64 ranges or
+ * `group_atomicity` bytes; ENOTSUP, without the preload library. Nothing was flushed in these three. */
+int pmirror_flush_atomic(const struct pmirror_range* ranges, size_t count);
+
 /* Whether a range lies in mappings that the preload library replicates. */
 int pmirror_is_replicated(const void* address, size_t length);
 
 /* ---- asynchronous flush ---- */
 
 #define PMIRROR_VERIFY 1u /* as pmirror_flush_verify */
-#define PMIRROR_ATOMIC 2u /* all-or-nothing on the replica: reserved, ENOTSUP (see `capabilities`) */
+#define PMIRROR_ATOMIC 2u /* as pmirror_flush_atomic; not together with PMIRROR_VERIFY */
 
 struct pmirror_error_info;
 /* One asynchronous flush; the caller's until pmirror_completion_release. */
@@ -135,7 +143,7 @@ int pmirror_error(const char** what);
 #define PMIRROR_CAN_FLUSH 1u        /* OPTIMIZED_FLUSH_CAPABLE: without it pmirror_flush syncs whole pages */
 #define PMIRROR_CAN_VERIFY 2u       /* OPTIMIZED_FLUSH_AND_VERIFY_CAPABLE */
 #define PMIRROR_CAN_FLUSH_ASYNC 4u  /* pmirror_flush_async */
-#define PMIRROR_CAN_FLUSH_ATOMIC 8u /* PMIRROR_ATOMIC; never set by this version */
+#define PMIRROR_CAN_FLUSH_ATOMIC 8u /* pmirror_flush_atomic */
 #define PMIRROR_CAN_SUBSCRIBE 16u   /* pmirror_subscribe */
 #define PMIRROR_CAN_COPY_ON_WRITE 32u /* MAP_COPY_ON_WRITE_CAPABLE: MAP_PRIVATE mappings work */
 #define PMIRROR_CAN_ERROR_EVENT 64u   /* ERROR_EVENT_CAPABLE: media errors are told; never set yet */
@@ -165,7 +173,7 @@ struct pmirror_attributes {
   uint32_t store_atomicity_local;        /* in the local copy, after a power cut here: 8 preloaded on pmem */
   uint32_t store_atomicity_remote;       /* in the promoted copy, after the loss of this node: 8 preloaded */
   uint32_t store_atomicity_remote_power; /* the same when the replica loses its power too: 0 */
-  uint32_t group_atomicity;              /* bytes of one flush that are all or nothing: 0 */
+  uint32_t group_atomicity;              /* bytes that one flush group may have: 16384 preloaded */
 
   /* Bytes. What a flush makes durable here around what it names: 64 preloaded on pmem, else 4096; what it sends: 8
    * preloaded, else 4096. */

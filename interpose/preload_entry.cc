@@ -15,6 +15,8 @@
 namespace pmirror::interpose {
 namespace {
 
+static_assert(kMaxGroup == kGroupBytes);
+
 // All of [address, address + length) in replicated mappings?
 bool Covered(Runtime& runtime, uintptr_t address, size_t length) {
   Mapping mapping;
@@ -101,6 +103,25 @@ int FlushAndVerify(const pmirror_range* ranges, size_t count) {
   return -1;
 }
 
+int FlushAtomically(const pmirror_range* ranges, size_t count) {
+  size_t bytes = 0;
+  for (size_t i = 0; i < count; ++i) {
+    bytes += std::min(ranges[i].length, kMaxGroup + 1);
+  }
+  if (count > kMaxFlushed || bytes > kMaxGroup) {
+    errno = E2BIG;
+    return -1;
+  }
+  ErrorPlace place;
+  const Error result = FlushAll({ranges, count}, SIZE_MAX, FlushGroup, place);
+  if (result.ok()) {
+    return 0;
+  }
+  const bool of_arguments = result.code == EINVAL || result.code == EXDEV || result.code == E2BIG;
+  errno = of_arguments ? result.code : Fail(result, place);
+  return -1;
+}
+
 int LastError(const char** what) {
   const ThreadState& thread = thread_state();
   if (what != nullptr) {
@@ -171,6 +192,7 @@ constexpr PreloadTable kTable{.version = kPreloadTableVersion,
                               .active = IsActive,
                               .flush = FlushRanges,
                               .flush_verify = FlushAndVerify,
+                              .flush_atomic = FlushAtomically,
                               .error = LastError,
                               .error_info = LastErrorInfo,
                               .is_replicated = IsAllReplicated,

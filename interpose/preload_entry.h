@@ -14,6 +14,7 @@ struct PreloadTable {
   bool (*active)();                                         // a daemon was found
   int (*flush)(const pmirror_range* ranges, size_t count);  // as pmirror_flush
   int (*flush_verify)(const pmirror_range* ranges, size_t count);
+  int (*flush_atomic)(const pmirror_range* ranges, size_t count);
   int (*error)(const char** what);
   void (*error_info)(pmirror_error_info* info);  // all of it but `size`
   int (*is_replicated)(const void* address, size_t length);

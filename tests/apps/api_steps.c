@@ -4,10 +4,11 @@
  * Maps BYTES of FILE (made when it is not there). Each line is answered by one line: 0 or the errno, then what the call
  * gave, as NAME=VALUE words. Offsets and lengths are bytes of the mapping.
  *   store OFFSET LENGTH NUMBER     fills with a byte
- *   flush|verify|sync OFFSET LENGTH [OFFSET LENGTH ...]
+ *   flush|verify|atomic|sync OFFSET LENGTH [OFFSET LENGTH ...]
  *   async FLAGS OFFSET LENGTH      id=
  *   wait ID MS, poll ID MS, release ID, why ID        done= error= ; poll waits with poll(2)
  *   error, attributes OFFSET, stranger (attributes of other memory), subscribe VOLUME|-, next MS, unsubscribe
+ *   groups MOST                   flush groups until one fails      groups=
  *   fork ID                        a child finds ID cancelled, flushes on its own, and ends
  *   closefrom NUMBER               closes every descriptor from there on
  *   unmap
@@ -21,7 +22,7 @@
 #include "interpose/pmirror.h"
 #include "tests/apps/records.h"
 
-enum { kMaxWords = 16, kMaxCompletions = 5000 };
+enum { kMaxWords = 16, kMaxCompletions = 5000, kHalf = 8192 };
 
 static char* g_map;
 static size_t g_bytes;
@@ -121,6 +122,21 @@ static void OfCompletion(const char* call, struct pmirror_completion* completion
   printf("0 done=%d error=%d", done, error);
 }
 
+/* Groups of two halves that lie apart, one after the other, until one fails or there were `most`. */
+static void Groups(uint64_t most) {
+  const struct pmirror_range halves[] = {{g_map, kHalf}, {g_map + g_bytes - kHalf, kHalf}};
+  uint64_t number = 0;
+  int result = 0;
+  while (result == 0 && number < most) {
+    ++number;
+    memset(g_map, (int)number, kHalf);
+    memset(g_map + g_bytes - kHalf, (int)number, kHalf);
+    result = pmirror_flush_atomic(halves, 2);
+  }
+  Answer(result);
+  printf(" groups=%llu", (unsigned long long)number);
+}
+
 static void Call(int count, char** words) {
   struct pmirror_range ranges[kMaxWords];
   const char* call = words[0];
@@ -132,6 +148,10 @@ static void Call(int count, char** words) {
     Answer(pmirror_flush(ranges, Ranges(count - 1, words + 1, ranges)));
   } else if (strcmp(call, "verify") == 0) {
     Answer(pmirror_flush_verify(ranges, Ranges(count - 1, words + 1, ranges)));
+  } else if (strcmp(call, "atomic") == 0) {
+    Answer(pmirror_flush_atomic(ranges, Ranges(count - 1, words + 1, ranges)));
+  } else if (strcmp(call, "groups") == 0) {
+    Groups(ParseNumber(words[1]));
   } else if (strcmp(call, "sync") == 0) {
     Answer(pmirror_sync(g_map + ParseNumber(words[1]), ParseNumber(words[2])));
   } else if (strcmp(call, "async") == 0) {

@@ -109,10 +109,10 @@ class Api(ClusterTest):
             self.assertEqual(seen["file"], os.stat(cluster.mounted(f"file{preload}")).st_ino)
             self.assertEqual(seen["offset"], 2 * PAGE + 8)
             self.assertEqual((seen["state"], seen["members"], seen["replicas"], seen["policy"]), (IN_SYNC, 1, 1, 3))
-            self.assertEqual((seen["local"], seen["remote"], seen["power"], seen["group"]), (0, 8 if preload else 0, 0, 0))
+            self.assertEqual((seen["local"], seen["remote"], seen["power"], seen["group"]), (0, 8 if preload else 0, 0, 16384 if preload else 0))
             self.assertEqual((seen["error_range"], seen["error_offset"], seen["size"]), (PAGE, 0, 1))
             self.assertEqual(seen["preloaded"], int(preload))
-            wanted = CAN_FLUSH | CAN_VERIFY if preload else 0
+            wanted = CAN_FLUSH | CAN_VERIFY | CAN_ATOMIC if preload else 0
             self.assertEqual(seen["capabilities"] & (CAN_FLUSH | CAN_VERIFY | CAN_ASYNC | CAN_ATOMIC | CAN_SUBSCRIBE),
                              wanted | CAN_ASYNC | CAN_SUBSCRIBE)
             self.assertEqual(steps.do("stranger"), errno.ENXIO)
@@ -160,6 +160,7 @@ class Api(ClusterTest):
         steps = self.steps(cluster, preload=False)
         steps.do("store", 0, BYTES, 5)
         self.assertEqual(steps.do("verify", 0, 64), errno.ENOTSUP)
+        self.assertEqual(steps.do("atomic", 0, 64), errno.ENOTSUP)
         self.assertEqual(steps.do("async", VERIFY, 0, 64), errno.ENOTSUP)
         self.assertEqual(steps.do("flush", 0, 64, PAGE, 10), 0)
         self.assertEqual(self.on_replica(cluster, PAGE, 10), b"\5" * 10)
@@ -180,8 +181,8 @@ class Api(ClusterTest):
         for number in ids:
             self.assertEqual(steps.call("poll", number, 20000)[1], {"done": 1, "readable": 1, "error": 0})
         self.assertEqual(self.on_replica(cluster, 0, 300 * 64), b"".join(bytes([i % 251]) * 64 for i in range(300)))
-        for flags, error in ((ATOMIC, errno.ENOTSUP), (64, errno.EINVAL)):
-            self.assertEqual(steps.do("async", flags, 0, 8), error)
+        self.assertEqual(steps.do("async", VERIFY | ATOMIC, 0, 8), errno.EINVAL)
+        self.assertEqual(steps.do("async", 64, 0, 8), errno.EINVAL)
         self.assertEqual(steps.do("async", 0, BYTES, 8), errno.EINVAL)
 
     def test_P3_an_asynchronous_flush_in_a_partition_completes_after_it_or_fails_and_stays_dirty(self):
@@ -203,6 +204,29 @@ class Api(ClusterTest):
             # Nothing was stored since: a sync sends it all the same (trap 3).
             self.assertEqual(steps.do("sync", 0, 64), 0)
             self.assertEqual(self.on_replica(cluster, 0, 64, f"file{preload}"), b"\x0b" * 64)
+
+    def test_P2_a_flush_group_is_on_a_killed_replica_whole_or_not_at_all(self):
+        cluster = self.cluster(on_loss="fail", deadline="1s")
+        steps = self.steps(cluster)
+        for offset in (0, BYTES - 2 * PAGE):
+            steps.do("store", offset, 2 * PAGE, 0)
+        self.assertEqual(steps.do("flush", 0, BYTES), 0)
+        self.assertEqual(steps.call("groups", 100), (0, {"groups": 100}))
+        self.assertEqual(self.on_replica(cluster, 0, 2 * PAGE), bytes([100]) * 2 * PAGE)
+        self.assertEqual(steps.do("atomic", 0, 8, BYTES - 2 * PAGE, 2 * PAGE), 0)
+        self.assertEqual(steps.do("atomic", 0, 16385), errno.E2BIG)
+        for _ in range(4):
+            steps.begin("groups", 1 << 40)
+            cluster.kill(cluster.replica)
+            outcome, fields = steps.answer()
+            self.assertEqual(outcome, errno.EIO)
+            cluster.pmirror("settle", cluster.backing(cluster.replica))
+            first, second = self.on_replica(cluster, 0, 2 * PAGE), self.on_replica(cluster, BYTES - 2 * PAGE, 2 * PAGE)
+            self.assertEqual(first, second)
+            self.assertEqual(first, first[:1] * 2 * PAGE)
+            self.assertIn(first[0], [number % 256 for number in (100, fields["groups"], fields["groups"] - 1)])
+            cluster.start(cluster.replica)
+            cluster.wait_in_sync()
 
     def test_a_forked_child_has_none_of_its_parents_flushes_and_flushes_itself(self):
         cluster = self.cluster(on_loss="suspend")

@@ -86,6 +86,7 @@ constexpr pmirror::interpose::PreloadTable kTable{
     .active = [] { return true; },
     .flush = nullptr,
     .flush_verify = nullptr,
+    .flush_atomic = nullptr,
     .error = nullptr,
     .error_info = nullptr,
     .is_replicated = [](const void* address, size_t) { return NumberOf(address) != 0 ? 1 : 0; },
@@ -106,6 +107,7 @@ int pmirror_flush(const pmirror_range* ranges, size_t count) {
 int pmirror_flush_verify(const pmirror_range* ranges, size_t count) {
   return Answer(Fake().Flush(ranges, count, true));
 }
+int pmirror_flush_atomic(const pmirror_range* ranges, size_t count) { return pmirror_flush(ranges, count); }
 int pmirror_get_error_info(pmirror_error_info* info) {
   info->error = g_last_error;
   return 0;
@@ -203,6 +205,19 @@ TEST_F(AsyncFlush, OneThatWasUnmappedFailsAlone) {
   Let(occupying);
   EXPECT_EQ(Result(good), 0);
   EXPECT_EQ(Result(unmapped), EINVAL);
+}
+
+TEST_F(AsyncFlush, AGroupTravelsByItself) {
+  const auto occupying = OccupyEverybody();
+  std::vector<pmirror_completion*> groups;
+  for (size_t i = 1; i <= 3; ++i) {
+    groups.push_back(Begin(1000 + i, PMIRROR_ATOMIC));
+  }
+  Let(occupying);
+  for (pmirror_completion* each : groups) {
+    EXPECT_EQ(Result(each), 0);
+  }
+  EXPECT_EQ(Fake().TakeCalls().size(), 3U);
 }
 
 TEST_F(AsyncFlush, AReleasedOneIsCarriedOutAllTheSame) {

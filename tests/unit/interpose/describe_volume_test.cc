@@ -53,12 +53,14 @@ TEST(DescribeVolume, GranularityAndAtomicityAreThoseOfTheDomainAndTheCarrier) {
   EXPECT_EQ(out.set_version, 5U);
   EXPECT_STREQ(out.nodes[0], "beta");
   EXPECT_NE(out.capabilities & PMIRROR_CAN_VERIFY, 0U);
-  EXPECT_EQ(out.capabilities & (PMIRROR_CAN_FLUSH_ATOMIC | PMIRROR_CAN_ERROR_EVENT), 0U);
+  EXPECT_EQ(out.capabilities & PMIRROR_CAN_ERROR_EVENT, 0U);
+  EXPECT_EQ(out.group_atomicity, 16384U);
   DescribeVolume(*page, Carrier::kMount, out);
   EXPECT_EQ(out.store_atomicity_local, 0U);
   EXPECT_EQ(out.store_atomicity_remote, 0U);
   EXPECT_EQ(out.flush_granularity, kPageSize);
-  EXPECT_EQ(out.capabilities & (PMIRROR_CAN_VERIFY | PMIRROR_CAN_FLUSH), 0U);
+  EXPECT_EQ(out.capabilities & (PMIRROR_CAN_VERIFY | PMIRROR_CAN_FLUSH | PMIRROR_CAN_FLUSH_ATOMIC), 0U);
+  EXPECT_EQ(out.group_atomicity, 0U);
   page->domain = static_cast<uint32_t>(Domain::kFile);
   DescribeVolume(*page, Carrier::kPreload, out);
   EXPECT_EQ(out.store_atomicity_local, 0U);

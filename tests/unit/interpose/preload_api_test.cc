@@ -51,6 +51,17 @@ TEST_F(PreloadApi, P5_VerifyFindsACopyThatDiffersAndOneThatCannotBeRead) {
   ExpectSuccess(*guest);
 }
 
+TEST_F(PreloadApi, AFlushGroupIsOneFrameThatSaysSo) {
+  std::atomic<int> groups{0};
+  daemon_->replica().SetScript([&](const FakeReplica::Frame& frame) {
+    groups += (frame.header.flags & kFlagGroup) != 0 ? 1 : 0;
+    return FakeReplica::Answer{};
+  });
+  Run("api_atomic");
+  EXPECT_EQ(groups, 2);
+  EXPECT_EQ(ReplicatedAt(3 * kPage, 7), "and two");
+}
+
 TEST_F(PreloadApi, StructuresOfOtherSizesAreFilledAsFarAsTheyGo) { Run("api_sizes"); }
 
 TEST_F(PreloadApi, ManyAsynchronousFlushesWaitInBoundedMemoryAndTravelTogether) {

@@ -152,16 +152,38 @@ static void api_async_fails(const char* file) {
   const struct pmirror_range range = {map, 4};
   CHECK(pmirror_flush_async(&range, 0, 0) == NULL && errno == EINVAL);
   CHECK(pmirror_flush_async(&range, 1, 1u << 31) == NULL && errno == EINVAL);
-  CHECK(pmirror_flush_async(&range, 1, PMIRROR_ATOMIC) == NULL && errno == ENOTSUP);
+  CHECK(pmirror_flush_async(&range, 1, PMIRROR_ATOMIC | PMIRROR_VERIFY) == NULL && errno == EINVAL);
   CHECK(begin((const char*)&range, 4) == NULL && errno == EINVAL);
   pmirror_completion_release(completion);
   pmirror_completion_release(NULL);
+}
+
+/* One frame with the flag of groups, or nothing. */
+static void api_atomic(const char* file) {
+  char* map = pmirror_map(open_file(file), 8 * PAGE, 0, 1);
+  store_text(map + 10, "one");
+  store_text(map + 3 * PAGE, "and two");
+  struct pmirror_range ranges[65] = {{map + 3 * PAGE, 8}, {map + 10, 4}};
+  CHECK(pmirror_flush_atomic(ranges, 2) == 0);
+  for (size_t i = 0; i < 65; ++i) {
+    ranges[i].address = map + i * 256;
+    ranges[i].length = 256;
+  }
+  CHECK(pmirror_flush_atomic(ranges, 64) == 0);
+  CHECK(pmirror_flush_atomic(ranges, 65) == -1 && errno == E2BIG);
+  ranges[0].length = 257;
+  CHECK(pmirror_flush_atomic(ranges, 64) == -1 && errno == E2BIG);
+  CHECK(pmirror_flush_atomic(ranges, 0) == 0);
+  char own[64];
+  const struct pmirror_range outside = {own, sizeof own};
+  CHECK(pmirror_flush_atomic(&outside, 1) == -1 && errno == EINVAL);
 }
 
 const struct command api_commands[] = {{"api", api},
                                        {"api_without_preload", api_without_preload},
                                        {"api_verify", api_verify},
                                        {"api_sizes", api_sizes},
+                                       {"api_atomic", api_atomic},
                                        {"api_async_many", api_async_many},
                                        {"api_async_fails", api_async_fails},
                                        {NULL, NULL}};

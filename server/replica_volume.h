@@ -2,9 +2,9 @@
 // One replicated volume on a node that holds a copy of it: what the control service asks (sessions, leaving,
 // state) and what the connections of the data plane do (apply, persist).
 //
-// Thread-safe. Lock order: control_mutex_, then batch_mutex_, then namespace_mutex_, then one BackingFile::mutex; the session
-// table's and the sessions' own locks are leaves. Data frames of different files are applied side by side;
-// namespace operations one at a time.
+// Thread-safe. Lock order: control_mutex_, then batch_mutex_, then namespace_mutex_, then one BackingFile::mutex, then the
+// group journal's; the session table's and the sessions' own locks are leaves. Data frames of different files are applied side by
+// side (flush groups one at a time); namespace operations one at a time.
 // ---
 // For maintainers. What survives a crash, and where it is:
 //   - generation, epoch, mount number, clean: the record in the state directory, durable before a session

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <utility>
 
+#include "fs/client_observer.h"
 #include "fs/client_registry.h"
 #include "fs/proc_status.h"
 
@@ -101,6 +102,19 @@ void ClientRegistry::MainHello(Connection& connection, ReceivedRequest& received
     }
   }
   FillMounts(reply);
+}
+
+// Returns when the observation is over.
+void ClientRegistry::Observe(Connection& connection, ClientReply& reply) {
+  ClientObserver observer(volumes_);
+  if (observer.valid()) {
+    FillMounts(reply);
+  } else {
+    Refuse(reply.record, EMFILE, "the daemon has no descriptor left for an observer");
+  }
+  if (SendReply(connection.socket.get(), reply.record, reply.descriptors) && observer.valid()) {
+    observer.Serve(connection.socket.get());
+  }
 }
 
 void ClientRegistry::FillMounts(ClientReply& reply) {

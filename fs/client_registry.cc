@@ -225,6 +225,10 @@ bool ClientRegistry::AnswerNext(Connection& connection) {
     return false;
   }
   ClientReply reply;
+  if (received.request.kind == local::RequestKind::kObserve && connection.process == nullptr) {
+    Observe(connection, reply);
+    return false;
+  }
   if (received.request.kind == local::RequestKind::kHello) {
     Hello(connection, received, reply);
   } else if (connection.process == nullptr) {

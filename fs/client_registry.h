@@ -81,6 +81,7 @@ class ClientRegistry : public OpenOracle {
   // False when the connection has to end.
   bool AnswerNext(Connection& connection);
   void Hello(Connection& connection, ReceivedRequest& received, ClientReply& reply);
+  void Observe(Connection& connection, ClientReply& reply);
   void MainHello(Connection& connection, ReceivedRequest& received, ClientReply& reply);
   void FillMounts(ClientReply& reply);
   void AdoptPrograms();

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "fs/file_system.h"
 #include "fs/foreign_stores.h"
+#include "fs/page_listener.h"
 #include "replication/data_session.h"
 #include "replication/deadline.h"
 #include "replication/local_protocol.h"
@@ -27,6 +28,9 @@ class ClientVolume {
   virtual dev_t mount_device() const = 0;    // st_dev of files of the mount
   virtual dev_t backing_device() const = 0;  // st_dev of the backing files
   virtual int page_fd() const = 0;           // the volume page, for programs
+  // Tells `listener` of each change of the page, until StopListening() has returned.
+  virtual void Listen(PageListener& listener) = 0;
+  virtual void StopListening(PageListener& listener) = 0;
   virtual size_t replica_count() const = 0;
   // Direct mode of files (FileSystem::AcquireDirect).
   virtual FileSystem& file_system() = 0;

@@ -155,6 +155,10 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
       tracking == Tracking::kNone ? Severity::kWarning : Severity::kInfo, "write_tracking",
       {{"volume", options_.name},
        {"proven", tracking == Tracking::kNone ? "no: a sync sends the whole range that it names" : "yes"}});
+  std::vector<std::string> names;
+  for (const Replica& replica : options_.replicas) {
+    names.push_back(replica.node);
+  }
   absl::StatusOr<std::unique_ptr<VolumePageOwner>> page =
       VolumePageOwner::Create({.epoch = record_.epoch,
                                .on_loss = options_.on_loss,
@@ -163,6 +167,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
                                .suspend_ns = static_cast<uint64_t>(options_.suspend.count()),
                                .domain = options_.domain,
                                .tracking = tracking,
+                               .replica_names = std::move(names),
                                .unproven = !history_.clean && !history_.empty});
   if (!page.ok()) {
     return page.status();

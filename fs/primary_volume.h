@@ -100,6 +100,8 @@ class PrimaryVolume final : public ClientVolume,
   dev_t mount_device() const override { return mount_device_; }
   dev_t backing_device() const override { return root_->device(); }
   int page_fd() const override { return page_->fd(); }
+  void Listen(PageListener& listener) override { page_->Listen(listener); }
+  void StopListening(PageListener& listener) override { page_->StopListening(listener); }
   size_t replica_count() const override { return links_.size(); }
   FileSystem& file_system() override { return *file_system_; }
   SharedParts PartsOf(const ReplicatedFile& file) const override;

@@ -4,7 +4,9 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <climits>
+#include <cstring>
 
 #include "replication/futex_mutex.h"
 
@@ -35,19 +37,26 @@ absl::StatusOr<std::unique_ptr<VolumePageOwner>> VolumePageOwner::Create(const S
   fields.domain = static_cast<uint32_t>(settings.domain);
   fields.tracking = static_cast<uint32_t>(settings.tracking);
   fields.unproven.store(settings.unproven ? (1U << settings.replica_count) - 1 : 0);
+  for (size_t i = 0; i < std::min(settings.replica_names.size(), kMaxReplicas); ++i) {
+    const std::string& name = settings.replica_names[i];
+    std::memcpy(fields.replica_names[i], name.data(), std::min(name.size(), kReplicaNameBytes - 1));
+  }
   fields.state.store(static_cast<uint32_t>(VolumeState::kServing));
   return std::unique_ptr<VolumePageOwner>(new VolumePageOwner(*std::move(page)));
 }
 
 bool VolumePageOwner::SetState(VolumeState state) {
+  const std::lock_guard lock(mutex_);
   const auto wanted = static_cast<uint32_t>(state);
-  uint32_t old = page_->state.load();
-  do {
-    if (old == static_cast<uint32_t>(VolumeState::kFenced) || old == wanted) {
-      return false;
-    }
-  } while (!page_->state.compare_exchange_weak(old, wanted));
+  const uint32_t old = page_->state.load();
+  if (old == static_cast<uint32_t>(VolumeState::kFenced) || old == wanted) {
+    return false;
+  }
+  page_->state.store(wanted, std::memory_order_release);
   WakeAll(page_->set);  // who waits for a change looks at the state, too
+  for (PageListener* listener : listeners_) {
+    listener->StateChanged(state, LoadSet(*page_));
+  }
   return true;
 }
 
@@ -55,10 +64,25 @@ void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners, uint8_t trail
   std::lock_guard lock(mutex_);
   const SetWord old = LoadSet(*page_);
   const SetVersion version{Raw(old.version()) + 1};
-  page_->set.store(SetWord::Make(members, joiners, version, trailing).raw, std::memory_order_seq_cst);
+  const SetWord now = SetWord::Make(members, joiners, version, trailing);
+  page_->set.store(now.raw, std::memory_order_seq_cst);
   // Who has left comes back proven. After the set, and read before it.
   page_->unproven.fetch_and(members, std::memory_order_seq_cst);
   WakeAll(page_->set);
+  for (PageListener* listener : listeners_) {
+    listener->SetMoved(old, now, VolumeState{page_->state.load()});
+  }
+}
+
+void VolumePageOwner::Listen(PageListener& listener) {
+  std::lock_guard lock(mutex_);
+  listeners_.push_back(&listener);
+  listener.Began(LoadSet(*page_), VolumeState{page_->state.load()});
+}
+
+void VolumePageOwner::StopListening(PageListener& listener) {
+  std::lock_guard lock(mutex_);
+  std::erase(listeners_, &listener);
 }
 
 void VolumePageOwner::SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_lag) {

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "fs/page_listener.h"
 #include "fs/shared_object.h"
 #include "replication/deadline.h"
 #include "replication/persistence.h"
@@ -24,7 +26,8 @@ class VolumePageOwner {
     uint64_t suspend_ns = 0;
     Domain domain = Domain::kFile;
     Tracking tracking = Tracking::kNone;
-    bool unproven = false;  // no replica's copy can be good before it has been compared
+    std::vector<std::string> replica_names = {};  // of their nodes, by index
+    bool unproven = false;                        // no replica's copy can be good before it has been compared
   };
   static absl::StatusOr<std::unique_ptr<VolumePageOwner>> Create(const Settings& settings);
 
@@ -45,6 +48,10 @@ class VolumePageOwner {
   // Returns when the set is not `seen` any more, or at the deadline, or for no reason.
   void AwaitChange(SetWord seen, Deadline deadline) const;
 
+  // From here on `listener` is told of each change, until StopListening() has returned.
+  void Listen(PageListener& listener);
+  void StopListening(PageListener& listener);
+
   // RESOURCE_EXHAUSTED when kMaxFileSlots files are open.
   absl::StatusOr<uint32_t> TakeSlot(FileId file, uint64_t size_generation, uint64_t size);
   void FreeSlot(uint32_t slot);
@@ -60,8 +67,9 @@ class VolumePageOwner {
 
   SharedObject<VolumePage> page_;
   std::mutex mutex_;
-  std::vector<uint32_t> free_slots_;  // guarded by mutex_; reused last in, first out
-  uint32_t used_slots_ = 0;           // guarded by mutex_; slots ever used
+  std::vector<PageListener*> listeners_;  // guarded by mutex_
+  std::vector<uint32_t> free_slots_;      // guarded by mutex_; reused last in, first out
+  uint32_t used_slots_ = 0;               // guarded by mutex_; slots ever used
 };
 
 }  // namespace pmirror::fs

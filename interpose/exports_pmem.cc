@@ -109,7 +109,7 @@ int pmem_deep_drain(const void* address, size_t length) {
     return result;
   }
   if (const Error drained = Drain(*runtime); !drained.ok()) {
-    errno = Fail(drained);
+    errno = ErrnoOf(drained);
     return -1;
   }
   return result;
@@ -126,7 +126,7 @@ int pmem_deep_persist(const void* address, size_t length) {
     replicated = Drain(*runtime);
   }
   if (!replicated.ok()) {
-    errno = Fail(replicated);
+    errno = ErrnoOf(replicated);
     return -1;
   }
   return result;

@@ -115,7 +115,7 @@ int pmem2_deep_flush(pmem2_map* map, void* address, size_t length) {
   if (replicated.ok()) {
     replicated = Drain(*runtime);
   }
-  return replicated.ok() ? 0 : -Fail(replicated);  // libpmem2 returns negative errno values
+  return replicated.ok() ? 0 : -ErrnoOf(replicated);  // libpmem2 returns negative errno values
 }
 }
 // NOLINTEND(readability-inconsistent-declaration-parameter-name)

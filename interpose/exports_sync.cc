@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "interpose/next_call.h"
+#include "interpose/pmirror.h"
 #include "interpose/sync.h"
 
 namespace pmirror::interpose {
@@ -28,7 +29,7 @@ int OurShare(int fd, Extent range) {
   }
   const Error synced = SyncFile(*runtime, *volume, FileId{inode}, range);
   if (!synced.ok()) {
-    errno = Fail(synced);
+    errno = Fail(synced, PlaceOf(PMIRROR_ACTION_SYNC, *volume, FileId{inode}));
     return -1;
   }
   return 0;
@@ -86,7 +87,7 @@ int syncfs(int fd) noexcept {
     if (Volume* volume = runtime->VolumeOfDevice(status.st_dev); volume != nullptr) {
       const Error synced = SyncVolume(*runtime, *volume);
       if (!synced.ok()) {
-        errno = Fail(synced);
+        errno = Fail(synced, PlaceOf(PMIRROR_ACTION_SYNC, *volume, FileId::kNone));
         return -1;
       }
     }
@@ -101,7 +102,7 @@ void sync() noexcept {
   for (uint32_t i = 0; runtime != nullptr && i < runtime->volume_count(); ++i) {
     const Error synced = SyncVolume(*runtime, runtime->volume(i));
     if (!synced.ok()) {
-      Fail(synced);
+      Fail(synced, PlaceOf(PMIRROR_ACTION_SYNC, runtime->volume(i), FileId::kNone));
     }
   }
   Next(Call::k_sync, &::sync)();

@@ -39,6 +39,7 @@ class FileTable {
   constexpr FileTable() = default;
 
   FileEntry& at(uint32_t index) { return entries_[index]; }
+  const FileEntry& at(uint32_t index) const { return entries_[index]; }
   uint32_t limit() const { return limit_.load(std::memory_order_acquire); }
 
   // Index of the live entry; kNoFile when there is none.

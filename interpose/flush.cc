@@ -10,6 +10,7 @@
 #include "interpose/kernel.h"
 #include "interpose/log.h"
 #include "interpose/mapped_file.h"
+#include "interpose/pmirror.h"
 #include "interpose/sigbus.h"
 #include "interpose/sync.h"
 #include "replication/persistence.h"
@@ -85,8 +86,33 @@ class PersistRanges : public LocalPersist {
   Domain domain_;
 };
 
+enum class Manner { kPlain, kVerified, kGroup };
+
+int ActionOf(Manner manner) {
+  return manner == Manner::kVerified ? PMIRROR_ACTION_FLUSH_VERIFY : PMIRROR_ACTION_FLUSH;
+}
+
+// The address of the first of the ranges that lies at `offset` of the file or behind it.
+void PlaceByOffset(Runtime& runtime, uint32_t file, std::span<const FlushedRange> ranges, Extent extent,
+                   ErrorPlace& place) {
+  for (const FlushedRange& range : ranges) {
+    Mapping mapping;
+    for (uintptr_t at = range.address; runtime.maps().FirstOverlap(at, range.end(), mapping);
+         at = mapping.end()) {
+      const Mapping part = mapping.Clip(range.address, range.end());
+      const Extent widened{part.offset & ~uint64_t{kWord - 1}, part.length + kWord};
+      if (mapping.file == file && widened.Overlaps(extent)) {
+        place.range = {part.address, part.length};
+        place.offset = part.offset;
+        return;
+      }
+    }
+  }
+}
+
 // Captures those of the ranges that lie in `hint.file`.
-Error CaptureFile(Runtime& runtime, const Mapping& hint, std::span<const FlushedRange> ranges) {
+Error CaptureFile(Runtime& runtime, const Mapping& hint, std::span<const FlushedRange> ranges, Manner manner,
+                  ErrorPlace& place) {
   std::array<Extent, kMaxFlushed> room;
   ExtentList extents(room);
   for (const FlushedRange& range : ranges) {
@@ -106,9 +132,58 @@ Error CaptureFile(Runtime& runtime, const Mapping& hint, std::span<const Flushed
     extents.ClipToSize(file.Size());
   }
   PersistRanges local(ranges, static_cast<Domain>(file.volume().page().domain));
-  const Error result = file.Capture(extents.extents(), &local);
+  VerifyResult verified;
+  const Error result = manner == Manner::kVerified ? file.CaptureVerified(extents.extents(), &local, verified)
+                       : manner == Manner::kGroup  ? file.CaptureGroup(extents.extents(), &local)
+                                                   : file.Capture(extents.extents(), &local);
   if (result.ok()) {
     runtime.tickets().CountSync(file.volume().index());
+    return result;
+  }
+  place = PlaceOf(ActionOf(manner), file.volume(), file.id());
+  PlaceByOffset(runtime, hint.file, ranges, verified.extent.empty() ? extents.hull() : verified.extent,
+                place);
+  return result;
+}
+
+Error FlushEach(Runtime& runtime, std::span<FlushedRange> ranges, Manner manner, ErrorPlace& place) {
+  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.address < b.address; });
+  const SyncScope scope;
+  // Files in the order in which they appear; a range of a file that was captured before is skipped.
+  std::array<uint32_t, kMaxFlushed> done;
+  size_t done_count = 0;
+  Error result = Error::Ok();
+  for (const FlushedRange& range : ranges) {
+    Mapping mapping;
+    for (uintptr_t at = range.address; runtime.maps().FirstOverlap(at, range.end(), mapping);
+         at = mapping.end()) {
+      const bool captured =
+          std::find(done.begin(), done.begin() + done_count, mapping.file) != done.begin() + done_count;
+      if (captured || (mapping.flags & kMapShared) == 0 || !runtime.files().Pin(mapping.file)) {
+        continue;
+      }
+      ErrorPlace failed;
+      const Error error = CaptureFile(runtime, mapping, ranges, manner, failed);
+      if (result.ok() && !error.ok()) {
+        result = error;
+        place = failed;
+        place.replica = thread_state().failed_replica;
+      }
+      runtime.Unpin(mapping.file, /*holding_map_lock=*/false);
+      if (done_count < done.size()) {
+        done[done_count++] = mapping.file;
+      }
+    }
+  }
+  return result;
+}
+
+// A flush of the interposed functions: remembers its failure where it is known.
+Error FlushAndRemember(Runtime& runtime, std::span<FlushedRange> ranges) {
+  ErrorPlace place;
+  const Error result = FlushNow(runtime, ranges, place);
+  if (!result.ok()) {
+    Fail(result, place);
   }
   return result;
 }
@@ -126,31 +201,27 @@ bool IsReplicated(Runtime& runtime, uintptr_t address, size_t length) {
   return false;
 }
 
-Error FlushNow(Runtime& runtime, std::span<FlushedRange> ranges) {
-  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.address < b.address; });
-  const SyncScope scope;
-  // Files in the order in which they appear; a range of a file that was captured before is skipped.
-  std::array<uint32_t, kMaxFlushed> done;
-  size_t done_count = 0;
-  Error result = Error::Ok();
+Error FlushNow(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place) {
+  return FlushEach(runtime, ranges, Manner::kPlain, place);
+}
+
+Error FlushVerified(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place) {
+  return FlushEach(runtime, ranges, Manner::kVerified, place);
+}
+
+Error FlushGroup(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place) {
+  uint32_t file = kNoFile;
   for (const FlushedRange& range : ranges) {
     Mapping mapping;
     for (uintptr_t at = range.address; runtime.maps().FirstOverlap(at, range.end(), mapping);
          at = mapping.end()) {
-      const bool captured =
-          std::find(done.begin(), done.begin() + done_count, mapping.file) != done.begin() + done_count;
-      if (captured || (mapping.flags & kMapShared) == 0 || !runtime.files().Pin(mapping.file)) {
-        continue;
+      if (file != kNoFile && mapping.file != file) {
+        return {EXDEV, "a flush group lies in several files"};
       }
-      const Error error = CaptureFile(runtime, mapping, ranges);
-      result = result.ok() ? error : result;
-      runtime.Unpin(mapping.file, /*holding_map_lock=*/false);
-      if (done_count < done.size()) {
-        done[done_count++] = mapping.file;
-      }
+      file = mapping.file;
     }
   }
-  return result;
+  return FlushEach(runtime, ranges, Manner::kGroup, place);
 }
 
 Error Flush(Runtime& runtime, uintptr_t address, size_t length) {
@@ -158,7 +229,7 @@ Error Flush(Runtime& runtime, uintptr_t address, size_t length) {
   const FlushedRange range{address, length};
   if (thread.flushed_busy) {  // a signal handler in the middle of a flush: do not touch the list
     FlushedRange alone = range;
-    return FlushNow(runtime, std::span(&alone, 1));
+    return FlushAndRemember(runtime, std::span(&alone, 1));
   }
   thread.flushed_busy = true;
   const bool added = AddRange(thread.flushed, thread.flushed_count, range);
@@ -184,12 +255,11 @@ Error Drain(Runtime& runtime) {
   std::copy_n(thread.flushed.begin(), count, ranges.begin());
   thread.flushed_count = 0;
   thread.flushed_busy = false;
-  return FlushNow(runtime, std::span(ranges).first(count));
+  return FlushAndRemember(runtime, std::span(ranges).first(count));
 }
 
 void RaiseOnError(const Error& error, const void* address) {
   if (!error.ok()) {
-    Fail(error);
     RaiseSigbus(address);
   }
 }

@@ -26,10 +26,21 @@ Error Flush(Runtime& runtime, uintptr_t address, size_t length);
 Error Drain(Runtime& runtime);
 bool NothingToDrain();
 
-// These ranges, at once; sorts them in place. A range outside our mappings is EINVAL.
-Error FlushNow(Runtime& runtime, std::span<FlushedRange> ranges);
+// These ranges, at once; sorts them in place. Ranges outside our mappings are passed over. On an error `place` says
+// where. Requires: at most kMaxFlushed.
+Error FlushNow(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place);
 
-// For the void functions: SIGBUS when it failed (P6).
+// The same, and then compared with what the replicas read back. Requires also: at most kMaxVerified bytes. Errors as
+// MappedFile::CaptureVerified.
+constexpr size_t kMaxVerified = 512 << 10;
+Error FlushVerified(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place);
+
+// For the void functions: SIGBUS when it failed (P6). What failed is remembered by Flush and Drain.
 void RaiseOnError(const Error& error, const void* address);
+
+// FlushNow, all or nothing on each replica. EXDEV: in several files; E2BIG: more than one frame holds, which kMaxGroup bytes
+// never are.
+constexpr size_t kMaxGroup = 16 << 10;
+Error FlushGroup(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place);
 
 }  // namespace pmirror::interpose

@@ -149,10 +149,47 @@ bool MappedFile::NothingInDoubt() {
 }
 
 Error MappedFile::Capture(std::span<const Extent> extents, LocalPersist* local) {
-  return runtime_.WithDaemon(volume(), id(), [&] { return CaptureOnce(extents, local); });
+  return runtime_.WithDaemon(volume(), id(), [&] { return CaptureOnce(extents, *this, local, {}); });
 }
 
-Error MappedFile::CaptureOnce(std::span<const Extent> extents, LocalPersist* local) {
+Error MappedFile::CaptureGroup(std::span<const Extent> extents, LocalPersist* local) {
+  return runtime_.WithDaemon(volume(), id(),
+                             [&] { return CaptureOnce(extents, *this, local, {.group = true}); });
+}
+
+Error MappedFile::CaptureVerified(std::span<const Extent> extents, LocalPersist* local,
+                                  VerifyResult& result) {
+  // Each attempt is lost only to a newer capture of the same bytes, or to a connection that broke.
+  constexpr int kAttempts = 16;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    ChecksummedSource source(*this, extents);
+    uint64_t taken = 0;
+    PMIRROR_RETURN_IF_ERROR(runtime_.WithDaemon(
+        volume(), id(), [&] { return CaptureOnce(extents, source, local, {.taken = &taken}); }));
+    const VerifyRequest request{.file = id(), .order = taken, .copied = source.copied()};
+    PMIRROR_RETURN_IF_ERROR(runtime_.WithDaemon(volume(), id(), [&] { return VerifyOnce(request, result); }));
+    switch (result.verdict) {
+      case VerifyResult::Verdict::kEqual:
+        return Error::Ok();
+      case VerifyResult::Verdict::kDiffers:
+        return {EILSEQ, "verify: the replica holds other bytes than were flushed"};
+      case VerifyResult::Verdict::kNobody:
+        return {EHOSTDOWN, "verify: flushed, but no replica is in sync that could be asked"};
+      case VerifyResult::Verdict::kAgain:
+        break;
+    }
+  }
+  return {EAGAIN, "verify: flushed, but newer captures of the range came faster than the answers"};
+}
+
+Error MappedFile::VerifyOnce(const VerifyRequest& request, VerifyResult& result) {
+  const SyncGate::Pass pass(runtime_.gate());
+  PMIRROR_RETURN_IF_ERROR(Unserved());
+  return volume().Verify(request, result);
+}
+
+Error MappedFile::CaptureOnce(std::span<const Extent> extents, ByteSource& source, LocalPersist* local,
+                              Manner manner) {
   const SyncGate::Pass pass(runtime_.gate());
   PMIRROR_RETURN_IF_ERROR(Unserved());
   OrderPage* order = entry_.order.load(std::memory_order_acquire);
@@ -163,9 +200,12 @@ Error MappedFile::CaptureOnce(std::span<const Extent> extents, LocalPersist* loc
   } else if (!can_send) {
     return {EIO, "replicate a file that was mapped for reading only"};
   } else {
-    const CaptureTarget target{
-        .file = id(), .order = order, .slot = entry_.slot.load(std::memory_order_acquire)};
-    result = volume().Replicate(target, extents, *this, local);
+    const CaptureTarget target{.file = id(),
+                               .order = order,
+                               .slot = entry_.slot.load(std::memory_order_acquire),
+                               .group = manner.group,
+                               .taken = manner.taken};
+    result = volume().Replicate(target, extents, source, local);
   }
   // Asked last: a set word that a dead daemon has left asks for nobody whom the next one admits.
   return result.ok() && !runtime_.link().Lives() ? Error{ENOTCONN, "the local daemon is gone"} : result;

@@ -31,6 +31,12 @@ class MappedFile : public SyncedFile, private ByteSource {
     return entry_.slot.load(std::memory_order_acquire)->size.load(std::memory_order_acquire);
   }
   Error Capture(std::span<const Extent> extents, LocalPersist* local) override;
+  // The same, all or nothing on each replica. E2BIG: it does not fit one frame.
+  Error CaptureGroup(std::span<const Extent> extents, LocalPersist* local);
+  // As Capture, and then compared with what the replicas read back (replication/verify.h). Errors: as Capture; EILSEQ:
+  // `result` says where and which replica; EAGAIN: newer captures of others landed every time; EHOSTDOWN: nobody is in
+  // sync to be asked. Requires: at most ChecksummedSource::kMaxExtents.
+  Error CaptureVerified(std::span<const Extent> extents, LocalPersist* local, VerifyResult& result);
   bool Alone() override;
   bool OnlyTrails() override;
   bool OthersMayBeDirty() override;
@@ -38,7 +44,13 @@ class MappedFile : public SyncedFile, private ByteSource {
   Deadline WaitDeadline() override { return volume().WaitDeadline(); }
 
  private:
-  Error CaptureOnce(std::span<const Extent> extents, LocalPersist* local);
+  // How a capture differs from a plain one.
+  struct Manner {
+    bool group = false;         // CaptureTarget::group
+    uint64_t* taken = nullptr;  // CaptureTarget::taken
+  };
+  Error CaptureOnce(std::span<const Extent> extents, ByteSource& source, LocalPersist* local, Manner manner);
+  Error VerifyOnce(const VerifyRequest& request, VerifyResult& result);
   Error SyncOthersOnce(Extent range, Deadline deadline);
   Error Unserved() const;
   bool NothingInDoubt();

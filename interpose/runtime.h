@@ -42,6 +42,7 @@ class Runtime {
 
   MappingTable& maps() { return maps_; }
   FileTable& files() { return files_; }
+  const FileTable& files() const { return files_; }
   TicketLog& tickets() { return tickets_; }
   DaemonLink& link() { return link_; }
   FutexMutex& map_lock() { return map_lock_; }
@@ -49,6 +50,7 @@ class Runtime {
   std::chrono::milliseconds close_patience() const { return close_patience_; }
   Volume& volume(uint32_t index) { return volumes_[index]; }
   uint32_t volume_count() const { return volume_count_.load(std::memory_order_acquire); }
+  const char* socket_path() const { return socket_path_; }
   // The volume whose mount has this device number, or null.
   Volume* VolumeOfDevice(uint64_t device);
   Volume* VolumeOfDescriptor(int fd, uint64_t& inode);

@@ -13,6 +13,7 @@
 #include "interpose/kernel.h"
 #include "interpose/log.h"
 #include "interpose/mapped_file.h"
+#include "interpose/pmirror.h"
 #include "interpose/sync_range.h"
 #include "interpose/thread_state.h"
 
@@ -112,7 +113,9 @@ Error SyncObserved(Runtime& runtime, const SyncScope& scope, const Mapping& mapp
 
 SyncScope::SyncScope() : saved_errno_(errno) {
   ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state_);
-  ++thread_state().sync_depth;
+  if (++thread_state().sync_depth == 1) {
+    thread_state().failed_replica = -1;
+  }
 }
 
 SyncScope::~SyncScope() {
@@ -123,15 +126,33 @@ SyncScope::~SyncScope() {
 
 bool SyncScope::nested() const { return thread_state().sync_depth > 1; }
 
-int Fail(Error error) {
-  thread_state().last_error = error.code;
-  thread_state().last_doing = error.doing;
+ErrorPlace PlaceOf(const Runtime& runtime, int action, const Mapping& part) {
+  const FileEntry& entry = runtime.files().at(part.file);
+  return {.action = action,
+          .range = {part.address, part.length},
+          .file = Raw(entry.file_id()),
+          .offset = part.offset,
+          .volume = entry.volume.load(std::memory_order_relaxed)};
+}
+
+ErrorPlace PlaceOf(int action, const Volume& volume, FileId file) {
+  return {.action = action, .range = {}, .file = Raw(file), .volume = volume.index()};
+}
+
+int Fail(Error error, const ErrorPlace& place) {
+  ThreadState& thread = thread_state();
+  thread.last_error = error.code;
+  thread.last_doing = error.doing;
+  thread.last_place = place;
+  thread.last_place.replica = place.replica >= 0 ? place.replica : thread.failed_replica;
   LogLine(LogLevel::kError)
       .Text("sync failed: ")
       .Text(error.doing)
       .Field("errno", static_cast<uint64_t>(error.code));
-  return error.code == ENOSPC || error.code == EDQUOT ? error.code : EIO;
+  return ErrnoOf(error);
 }
+
+int ErrnoOf(const Error& error) { return error.code == ENOSPC || error.code == EDQUOT ? error.code : EIO; }
 
 int SyncMemory(Runtime& runtime, uintptr_t address, size_t length, int flags) {
   const uintptr_t past = address + ((length + kPageSize - 1) & ~(kPageSize - 1));
@@ -141,6 +162,7 @@ int SyncMemory(Runtime& runtime, uintptr_t address, size_t length, int flags) {
   const bool one =
       runtime.maps().Find(address, first) && past <= first.end() && (first.flags & kMapShared) != 0;
   Error result = Error::Ok();
+  ErrorPlace place;
   {
     const SyncScope scope;
     Mapping mapping;
@@ -153,6 +175,9 @@ int SyncMemory(Runtime& runtime, uintptr_t address, size_t length, int flags) {
       const bool observed = (part.flags & kMapObserver) != 0;
       const Error synced = observed ? SyncObserved(runtime, scope, part, part.extent(), &local)
                                     : SyncOne(runtime, scope, part, part.extent(), &local);
+      if (result.ok() && !synced.ok()) {
+        place = PlaceOf(runtime, PMIRROR_ACTION_SYNC, part);
+      }
       runtime.Unpin(mapping.file, /*holding_map_lock=*/false);
       result = result.ok() ? synced : result;
     }
@@ -160,7 +185,7 @@ int SyncMemory(Runtime& runtime, uintptr_t address, size_t length, int flags) {
   if (!result.ok()) {
     // What msync itself said about the arguments stays what it is.
     const bool of_msync = result.code == EBUSY || result.code == EINVAL || result.code == ENOMEM;
-    const int code = Fail(result);
+    const int code = Fail(result, place);
     errno = of_msync ? result.code : code == ENOSPC ? EIO : code;
     return -1;
   }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "interpose/runtime.h"
+#include "interpose/thread_state.h"
 #include "replication/result.h"
 
 namespace pmirror::interpose {
@@ -36,8 +37,11 @@ Error SyncFile(Runtime& runtime, Volume& volume, FileId id, Extent range);
 // The same for every file of the volume, then for everybody else's.
 Error SyncVolume(Runtime& runtime, Volume& volume);
 
-// Remembers a failure for pmirror_error and returns it as errno for a call that may only fail with EIO,
-// ENOSPC or EDQUOT.
-int Fail(Error error);
+// Remembers a failure for pmirror_error and pmirror_get_error_info, and returns it as errno for a call that may only
+// fail with EIO, ENOSPC or EDQUOT.
+int Fail(Error error, const ErrorPlace& place);
+int ErrnoOf(const Error& error);  // that errno alone, of what has been remembered
+ErrorPlace PlaceOf(const Runtime& runtime, int action, const Mapping& part);
+ErrorPlace PlaceOf(int action, const Volume& volume, FileId file);
 
 }  // namespace pmirror::interpose

@@ -17,6 +17,17 @@ struct FlushedRange {
 };
 constexpr size_t kMaxFlushed = 64;
 
+// Where a sync or flush failed, for pmirror_get_error_info.
+struct ErrorPlace {
+  static constexpr uint32_t kNoVolume = UINT32_MAX;
+  int action = 0;       // pmirror_action
+  FlushedRange range;   // address 0: not known
+  uint64_t file = 0;    // FileId, 0: not known
+  uint64_t offset = 0;  // of the range in the file
+  uint32_t volume = kNoVolume;
+  int replica = -1;  // index, -1: none in particular, or not known
+};
+
 struct ThreadState {
   uint32_t sync_depth = 0;  // syncs of this thread under way: > 1 in a signal handler that interrupted one
   uint32_t gate_depth = 0;  // passes of this thread through the gate (sync_gate.h)
@@ -26,6 +37,8 @@ struct ThreadState {
   bool flushed_busy = false;  // the list is being changed: a signal handler must not touch it
   int last_error = 0;         // errno of this thread's last failed sync or flush, see pmirror_error
   const char* last_doing = "";
+  ErrorPlace last_place;
+  int failed_replica = -1;  // which one the sync under way met with a refusal or without an answer
   std::array<FlushedRange, kMaxFlushed> flushed{};  // sorted by address, not touching
 };
 

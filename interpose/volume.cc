@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "interpose/kernel.h"
 #include "interpose/log.h"
 #include "interpose/own_descriptors.h"
+#include "interpose/thread_state.h"
 #include "replication/patience.h"
 #include "replication/signal_guard.h"
 
@@ -68,6 +70,7 @@ void Volume::Attach(DaemonLink& link, uint32_t index, const local::Mount& mount,
   index_ = index;
   device_.store(mount.device, std::memory_order_release);
   uuid_ = mount.volume;
+  std::memcpy(name_, mount.name, sizeof(name_) - 1);
   page_ = page;
   for (uint32_t replica = 0; replica < kMaxReplicas; ++replica) {
     connectors_[replica].Attach(link, index, replica);
@@ -157,6 +160,14 @@ Error Volume::Replicate(const CaptureTarget& target, std::span<const Extent> ext
   return result;
 }
 
+Error Volume::Verify(const VerifyRequest& request, VerifyResult& result) {
+  const Error error = pmirror::Verify(*page_, sessions_, *this, request, result);
+  if (result.replica < kMaxReplicas) {
+    thread_state().failed_replica = static_cast<int>(result.replica);
+  }
+  return error;
+}
+
 // What sessions had to wait for, once for each sync that met it: "our buffer was full" and "the replica asked for patience" have different remedies.
 void Volume::TellStalls(uint64_t stalls) {
   SessionCounters now;
@@ -241,6 +252,9 @@ void Volume::Failed(FileId file, int error) {
   if (error == ENOTCONN) {
     return;  // the daemon is gone, and the sync not at its end
   }
+  if (page_->replica_count == 1 && thread_state().failed_replica < 0) {
+    thread_state().failed_replica = 0;  // with several it is not known which one was silent
+  }
   LogLine(LogLevel::kError)
       .Text("a sync failed: its bytes are not on the replica")
       .Field("file", Raw(file))
@@ -249,6 +263,7 @@ void Volume::Failed(FileId file, int error) {
 }
 
 void Volume::Refused(size_t replica, int error) {
+  thread_state().failed_replica = static_cast<int>(replica);
   if (page_->on_loss == static_cast<uint32_t>(OnLoss::kProceed)) {  // else the sync fails, and says so
     Report(local::ReportKind::kRefused, FileId::kNone, replica << 32 | static_cast<uint32_t>(error));
   }

@@ -18,6 +18,7 @@
 #include "replication/replicate.h"
 #include "replication/staging.h"
 #include "replication/types.h"
+#include "replication/verify.h"
 #include "replication/volume_page.h"
 
 namespace pmirror::interpose {
@@ -49,6 +50,7 @@ class Volume : public SyncObserver {
   bool attached() const { return page_ != nullptr; }
   uint64_t device() const { return device_.load(std::memory_order_acquire); }
   const Uuid& uuid() const { return uuid_; }
+  const char* name() const { return name_; }
   uint32_t index() const { return index_; }
   const VolumePage& page() const { return *page_; }
 
@@ -63,6 +65,8 @@ class Volume : public SyncObserver {
 
   // Has a capture log when a replica of the volume may trail. Any thread; async-signal-safe.
   Error EnsureLog();
+  // Whether the replicas hold what a capture of this file copied. Errors as Replicate, or as verify.h.
+  Error Verify(const VerifyRequest& request, VerifyResult& result);
 
   // As SyncedFile::Alone().
   bool Alone() const;
@@ -91,6 +95,7 @@ class Volume : public SyncObserver {
   uint32_t index_ = 0;
   std::atomic<uint64_t> device_{0};
   Uuid uuid_{};
+  char name_[sizeof(local::Mount::name)] = {};
   const VolumePage* page_ = nullptr;
   std::array<DaemonConnector, kMaxReplicas> connectors_;
   std::array<DataSession*, kMaxReplicas> sessions_{};

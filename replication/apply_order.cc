@@ -79,6 +79,19 @@ bool ApplyOrder::PlanOne(uint64_t number, const WireRange& range, uint64_t paylo
   return true;
 }
 
+uint64_t ApplyOrder::Newest(std::span<const WireRange> ranges) const {
+  uint64_t newest = 0;
+  for (const WireRange& range : ranges) {
+    uint64_t at = range.offset;  // before it everything is covered by entries
+    for (auto entry = FirstEndingAfter(at); entry != entries_.end() && entry->begin < End(range); ++entry) {
+      newest = std::max(newest, std::max(entry->number, entry->begin > at ? floor_ : 0));
+      at = entry->end;
+    }
+    newest = std::max(newest, at < End(range) ? floor_ : 0);
+  }
+  return newest;
+}
+
 void ApplyOrder::Record(uint64_t number, std::span<const WireRange> ranges) {
   // Senders sort their ranges, so that this is one run; others cost more runs, not correctness.
   for (size_t begin = 0; begin < ranges.size();) {

@@ -46,6 +46,10 @@ class ApplyOrder {
   // capture come from one session, in order.
   bool Plan(uint64_t number, std::span<const WireRange> ranges, std::vector<ApplyPiece>& pieces) const;
 
+  // The newest number that was applied to any byte of `ranges`, as far as that is known: for bytes outside the
+  // entries the floor, which their number is not above.
+  uint64_t Newest(std::span<const WireRange> ranges) const;
+
   // Plan() said true and its pieces were written.
   void Record(uint64_t number, std::span<const WireRange> ranges);
 

@@ -94,6 +94,8 @@ struct CaptureInFlight {
   // The connection all of it has to travel on: DataSession::Incarnation() from before the order number was taken; 0: the one of Begin().
   // A capture that a cut fell into is lost even when its last frame is acknowledged (docs/internals/capture-order.md).
   uint64_t incarnation = 0;
+  // Where the answer to its kVerify goes; it is there when the frame counts as received. Null: none is asked for.
+  VerifiedBody* verified = nullptr;
   // The session's own:
   Sequence latest =
       0;  // frame sent with it: a refusal of that sequence concerns it whatever file and order it names

@@ -10,9 +10,8 @@ namespace pmirror {
 namespace {
 
 bool KnownKind(uint8_t kind) {
-  return (kind >= static_cast<uint8_t>(FrameKind::kHello) &&
-          kind <= static_cast<uint8_t>(FrameKind::kRevoke)) ||
-         kind == static_cast<uint8_t>(FrameKind::kBatch);
+  return kind >= static_cast<uint8_t>(FrameKind::kHello) &&
+         kind <= static_cast<uint8_t>(FrameKind::kVerified);
 }
 
 }  // namespace
@@ -84,6 +83,10 @@ const char* Name(FrameKind kind) {
       return "revoke";
     case FrameKind::kBatch:
       return "batch";
+    case FrameKind::kVerify:
+      return "verify";
+    case FrameKind::kVerified:
+      return "verified";
   }
   return "unknown";
 }

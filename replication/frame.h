@@ -34,9 +34,11 @@ enum class FrameKind : uint8_t {
   kHeartbeat = 8,  // daemon <-> replica: answered by an ack
   kGrant = 9,      // daemon -> replica: session `order` may write `file`; no payload
   kRevoke = 10,    // daemon -> replica: session `order` may no longer write `file` (kNone: the session ends)
-  // 11 and 13 belong to recovery reads and verify streams.
+  kVerify = 11,    // sender -> replica: read these ranges of `file` back and say what they hold; no payload
   kBatch =
       12,  // daemon -> replica that trails: bytes `ranges[0]` of batch `order`; kFlagContinues: not the last ones
+  kVerified = 13,  // replica -> sender: the answer to kVerify; payload VerifiedBody
+  // 14 belongs to recovery reads.
 };
 
 // FrameHeader::flags
@@ -44,7 +46,9 @@ constexpr uint8_t kFlagAckWanted = 1;   // acknowledge at once instead of when c
 constexpr uint8_t kFlagBarrier = 2;     // after applying, do what kBarrier does; implies ack wanted
 constexpr uint8_t kFlagRecaptured = 4;  // the ranges were sent before and not acknowledged
 constexpr uint8_t kFlagContinues = 8;   // more frames of the same capture (same file and order) follow
-constexpr uint8_t kKnownFlags = 15;
+constexpr uint8_t kFlagGroup =
+    16;  // data image: all of it or nothing, also when the replica crashes while it applies it
+constexpr uint8_t kKnownFlags = 31;
 
 constexpr uint32_t kFrameMagic = 0x31524d50;  // "PMR1" in memory order
 constexpr uint16_t kFrameVersion = 1;
@@ -135,6 +139,20 @@ struct RefusalBody {
   int32_t error_number;  // errno on the replica, 0 where code says all
 };
 static_assert(sizeof(RefusalBody) == 32);
+
+constexpr uint32_t kMaxVerifyRanges = 128;     // of one kVerify
+constexpr uint64_t kMaxVerifyBytes = 2 << 20;  // of all its ranges together
+
+struct VerifiedBody {
+  uint64_t sequence;  // of the kVerify it answers
+  uint64_t file;      // as there
+  uint64_t order;  // newest number that was applied to any byte of the ranges; 0: not known to this replica
+  uint32_t range_count;  // as there
+  uint32_t reserved;     // 0
+  uint32_t crc
+      [kMaxVerifyRanges];  // CRC32C of what the file holds in each range (up to its end); 0 beyond range_count
+};
+static_assert(sizeof(VerifiedBody) == 32 + 4 * kMaxVerifyRanges);
 
 // What is wrong with a header, in the order of the checks. kOk: lengths may be trusted.
 enum class HeaderFault { kOk, kMagic, kVersion, kKind, kFlags, kLengths, kReserved };

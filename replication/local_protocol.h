@@ -52,9 +52,13 @@ enum class RequestKind : uint32_t {
   // This process had another daemon before, and has told this one of every file and mapping: what the daemon knew of it from /proc is not
   // needed any more. Over the main connection.
   kRejoined = 11,
+  // First on a connection, instead of a hello, of any program, preloaded or not: it wants to know how the volumes are, and has nothing to do
+  // with their files. Reply: mounts; fds: one volume page per mount. From then on the daemon sends an Event for each change, the present
+  // state of each volume first; a program that says kObserve again on the same connection is refused.
+  kObserve = 12,
   // The process's capture log of `volume` (replication/capture_log.h), the same one whenever it is asked for. fds: [log, clock]. ENOENT: no
   // replica of the volume ever trails.
-  kOpenLog = 12,
+  kOpenLog = 13,
 };
 // Milliseconds that mmap waits for programs without the library to close the file, before it fails with EBUSY. Set by `pmirror run --wait`.
 constexpr char kWaitEnvironment[] = "PMIRROR_WAIT_MS";
@@ -94,6 +98,29 @@ enum class ReportKind : uint32_t {
   kReconnected,
   kRefused,  // value: replica << 32 | errno; a replica cannot apply what it was sent, and the policy is to go on without it
   kSynced
+};
+
+enum class EventKind : uint32_t {
+  kState = 1,               // how the volume is, at the beginning of an observation
+  kRedundancyLost = 2,      // a replica neither is a member of the in-sync set any more nor trails it
+  kRedundancyRestored = 3,  // a replica has become a member, or trails
+  kFenced = 4,              // another node is or may be primary
+  kClosing = 5,             // the daemon leaves the volume
+};
+
+// What an observer is sent (kObserve).
+struct Event {
+  uint32_t version = kVersion;
+  EventKind kind{};
+  uint32_t volume = 0;    // index in the reply's mounts
+  uint32_t replica = 0;   // index; kMaxReplicas: none in particular
+  uint32_t members = 0;   // bit a replica, after the change
+  uint32_t trailing = 0;  // bit a replica that trails, likewise
+  uint32_t state = 0;     // VolumeState
+  uint32_t reserved = 0;
+  uint64_t set_version = 0;  // of the in-sync set after the change
+  uint64_t time_ns = 0;      // CLOCK_REALTIME
+  uint64_t missed = 0;       // events before this one that found the observer's queue full
 };
 
 struct Mount {

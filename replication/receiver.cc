@@ -76,6 +76,7 @@ bool Receiver::MaySend(FrameKind kind) const {
     case FrameKind::kDataImage:
     case FrameKind::kBarrier:
     case FrameKind::kHeartbeat:
+    case FrameKind::kVerify:
       return true;
     case FrameKind::kNamespaceOp:
     case FrameKind::kGrant:
@@ -86,6 +87,7 @@ bool Receiver::MaySend(FrameKind kind) const {
     case FrameKind::kHelloAck:
     case FrameKind::kAck:
     case FrameKind::kRefusal:
+    case FrameKind::kVerified:
       return false;
   }
   return false;
@@ -93,10 +95,16 @@ bool Receiver::MaySend(FrameKind kind) const {
 
 // A frame that contradicts itself was not made by a sender of ours, whatever its checksum says.
 Decision Receiver::CheckFields(const FrameHeader& header, std::span<const WireRange> ranges) const {
+  if ((header.flags & kFlagGroup) != 0 && static_cast<FrameKind>(header.kind) != FrameKind::kDataImage) {
+    return Cut("group that is no data image");
+  }
   if (static_cast<FrameKind>(header.kind) == FrameKind::kBatch) {
     const bool fits = header.range_count == 1 && header.order != 0 && header.size_generation == 0 &&
                       header.payload_length != 0 && ranges.front().length == header.payload_length;
     return fits ? kAdmitted : Cut("fields that do not fit the kind");
+  }
+  if (static_cast<FrameKind>(header.kind) == FrameKind::kVerify) {
+    return CheckVerify(header, ranges);
   }
   if (static_cast<FrameKind>(header.kind) != FrameKind::kDataImage) {
     const bool body = static_cast<FrameKind>(header.kind) == FrameKind::kNamespaceOp;
@@ -117,10 +125,29 @@ Decision Receiver::CheckFields(const FrameHeader& header, std::span<const WireRa
     beyond |= !Ends(range, end);
     bytes += range.length;  // at most kMaxRanges * kMaxPayload
   }
+  if ((header.flags & kFlagGroup) != 0 && (header.flags & kFlagContinues) != 0) {
+    return Cut("group of several frames");
+  }
   if (bytes != header.payload_length) {
     return Cut("ranges that do not add up to the payload");
   }
   return beyond ? Refuse(RefusalCode::kOutOfRange, "range past the largest file") : kAdmitted;
+}
+
+Decision Receiver::CheckVerify(const FrameHeader& header, std::span<const WireRange> ranges) {
+  if (header.file == 0 || header.order != 0 || header.size_generation != 0 || header.payload_length != 0 ||
+      header.range_count == 0 || header.range_count > kMaxVerifyRanges) {
+    return Cut("verify without file or ranges, or with more than they");
+  }
+  uint64_t bytes = 0;
+  for (const WireRange& range : ranges) {
+    uint64_t end = 0;
+    if (range.length == 0 || range.length > kMaxVerifyBytes || !Ends(range, end)) {
+      return Cut("verify of a range of no bytes, of too many, or past the largest file");
+    }
+    bytes += range.length;  // at most kMaxVerifyRanges * kMaxVerifyBytes
+  }
+  return bytes <= kMaxVerifyBytes ? kAdmitted : Cut("verify of more bytes than are answered at once");
 }
 
 void Receiver::Applied(const FrameHeader& header) {

@@ -76,6 +76,7 @@ class Receiver {
   Sequence durable() const { return durable_; }
 
  private:
+  static Decision CheckVerify(const FrameHeader& header, std::span<const WireRange> ranges);
   Decision CheckFields(const FrameHeader& header, std::span<const WireRange> ranges) const;
   bool MaySend(FrameKind kind) const;
   void Settle(const FrameHeader& header);

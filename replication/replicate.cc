@@ -131,6 +131,9 @@ Error Sync::CaptureFor(ReplicaMask trailing) {
   if (!captured.ok()) {
     return captured.error();
   }
+  if (target_.taken != nullptr) {
+    *target_.taken = 0;  // what was copied last is in no frame
+  }
   if (captured.value()) {
     done_ |= trailing;
     captured_ = captured_ || !extents_.empty();
@@ -188,6 +191,9 @@ Error Sync::Try(SetWord set, ReplicaMask replicas) {
       return Error::Ok();
     }
     attempt.order = *order;
+    if (target_.taken != nullptr) {
+      *target_.taken = order->number;
+    }
   }
   ForEach(replicas, [&](size_t replica) {
     attempt.captures[replica].file = target_.file;
@@ -280,6 +286,12 @@ Error Sync::SendAll(Attempt& attempt) {
     frame.payload = staged.value().payload;
     frame.payload_crc = staged.value().payload_crc;
     frame.flags = sent_before_ ? kFlagRecaptured : 0;
+    if (target_.group) {
+      if (!last || attempt.bytes != 0) {
+        return {E2BIG, "replicate: the group does not fit one frame"};
+      }
+      frame.flags |= kFlagGroup;
+    }
     if (!last) {
       frame.flags |= kFlagContinues;
     } else {

@@ -61,6 +61,9 @@ struct CaptureTarget {
   FileId file = FileId::kNone;
   OrderPage* order = nullptr;
   const FileSlot* slot = nullptr;
+  bool group = false;  // all of it or nothing on each replica: E2BIG when it does not fit one frame
+  // When set: gets the order number of the frames whose bytes were copied last; 0 when those are in none.
+  uint64_t* taken = nullptr;
 };
 
 // Told of what happens during a sync that waits; all calls may come from any thread and must be

@@ -60,6 +60,8 @@ ReplyReader::Next ReplyReader::Decode(std::span<const std::byte> frame) {
       return DecodeBody(payload, refusal_, Next::kRefusal);
     case FrameKind::kHelloAck:
       return DecodeBody(payload, hello_ack_, Next::kHelloAck);
+    case FrameKind::kVerified:
+      return DecodeBody(payload, verified_, Next::kVerified);
     case FrameKind::kHeartbeat:
       return Next::kOther;
     default:

@@ -20,6 +20,7 @@ class ReplyReader {
     kAck,       // ack() and header() are valid until the next call
     kRefusal,   // refusal() and header() are
     kHelloAck,  // hello_ack() and header() are; the first frame of a connection only
+    kVerified,  // verified() and header() are
     kOther,     // a frame that a sender may ignore (heartbeat)
     kFault,     // magic, lengths, CRC or kind are wrong
   };
@@ -35,6 +36,7 @@ class ReplyReader {
   const AckBody& ack() const { return ack_; }
   const RefusalBody& refusal() const { return refusal_; }
   const HelloAckBody& hello_ack() const { return hello_ack_; }
+  const VerifiedBody& verified() const { return verified_; }
 
  private:
   static constexpr size_t kBufferBytes = 8192;
@@ -53,6 +55,7 @@ class ReplyReader {
   AckBody ack_{};
   RefusalBody refusal_{};
   HelloAckBody hello_ack_{};
+  VerifiedBody verified_{};
 };
 
 }  // namespace pmirror

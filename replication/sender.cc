@@ -119,6 +119,21 @@ Sender::ReplyFault Sender::OnRefusal(SessionId session, const RefusalBody& refus
   return ReplyFault::kNone;
 }
 
+Sender::ReplyFault Sender::OnVerified(SessionId session, const VerifiedBody& verified) {
+  if (session != session_) {
+    return ReplyFault::kSession;
+  }
+  if (verified.sequence >= next_) {
+    return ReplyFault::kBeyondSent;
+  }
+  for (CaptureInFlight* capture = captures_; capture != nullptr; capture = capture->next) {
+    if (capture->verified != nullptr && capture->latest == verified.sequence) {
+      *capture->verified = verified;
+    }
+  }
+  return ReplyFault::kNone;
+}
+
 std::optional<SendStatus> Sender::Outcome(const Receipt& receipt, WaitLevel level,
                                           const CaptureInFlight* capture) const {
   if (capture != nullptr && capture->status != SendStatus::kOk) {

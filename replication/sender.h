@@ -56,6 +56,8 @@ class Sender {
   // Marks the captures that it concerns: the one of that file and order, or all when the epoch is old. A
   // refusal comes before any acknowledgement that covers its sequence.
   ReplyFault OnRefusal(SessionId session, const RefusalBody& refusal);
+  // Gives it to the capture whose latest frame it answers; nobody may wait for it any more.
+  ReplyFault OnVerified(SessionId session, const VerifiedBody& verified);
 
   // How waiting for a frame ends, or nothing while it goes on. A refusal comes first: a frame counts as
   // received also when it was refused. Then an acknowledgement, also one that came before the connection was

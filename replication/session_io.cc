@@ -158,6 +158,9 @@ bool DataSession::Impl::TakeReplies() {
         ++counters.refusals;
         fault = sender.OnRefusal(SessionId{replies.header().session}, replies.refusal());
         break;
+      case ReplyReader::Next::kVerified:
+        fault = sender.OnVerified(SessionId{replies.header().session}, replies.verified());
+        break;
     }
     if (fault != Sender::ReplyFault::kNone) {
       return false;

@@ -65,6 +65,8 @@ static_assert(sizeof(FileSlot) == 32);
 constexpr uint32_t kVolumePageMagic = 0x47505650;  // "PVPG"
 constexpr size_t kMaxFileSlots = 65536;            // files mapped or open at the same time in one volume
 
+constexpr size_t kReplicaNameBytes = 64;
+
 struct VolumePage {
   uint32_t magic;
   uint32_t version;  // 1
@@ -85,7 +87,9 @@ struct VolumePage {
   // Number of the last cut, twice; and 1 while another is announced (docs/internals/rpo.md).
   std::atomic<uint64_t> cut;
   TrailLimits trail[kMaxReplicas];
-  std::byte padding[4096 - 88 - kMaxReplicas * sizeof(TrailLimits)];
+  std::byte padding[4096 - 88 - kMaxReplicas * (sizeof(TrailLimits) + kReplicaNameBytes)];
+  // Of nodes, NUL-terminated, cut where they are longer; fixed.
+  char replica_names[kMaxReplicas][kReplicaNameBytes];
   FileSlot slots[kMaxFileSlots];
 };
 static_assert(offsetof(VolumePage, slots) == 4096);

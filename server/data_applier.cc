@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <vector>
 
+#include "replication/crc32c.h"
+
 namespace pmirror::server {
 namespace {
 
@@ -25,6 +27,29 @@ int Allocate(int fd, uint64_t begin, uint64_t end) {
   return 0;
 }
 
+// The CRC of what the file has of `range`. Returns 0 or an errno.
+int ReadBack(int fd, const WireRange& range, uint32_t& crc) {
+  constexpr size_t kChunk = 64 << 10;
+  thread_local std::vector<std::byte> buffer(kChunk);
+  // Only a hint: on a file system that keeps its bytes in memory it changes nothing.
+  ::posix_fadvise(fd, static_cast<off_t>(range.offset / kPageSize * kPageSize),
+                  static_cast<off_t>(range.length + range.offset % kPageSize), POSIX_FADV_DONTNEED);
+  crc = 0;
+  for (uint64_t done = 0; done < range.length;) {
+    const ssize_t got = ::pread(fd, buffer.data(), std::min<uint64_t>(kChunk, range.length - done),
+                                static_cast<off_t>(range.offset + done));
+    if (got < 0 && errno == EINTR) {
+      continue;
+    }
+    if (got <= 0) {
+      return got == 0 ? 0 : errno;
+    }
+    crc = Crc32c(crc, std::span(buffer).first(static_cast<size_t>(got)));
+    done += static_cast<uint64_t>(got);
+  }
+  return 0;
+}
+
 }  // namespace
 
 DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<const WireRange> ranges,
@@ -37,6 +62,9 @@ DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<con
   pieces.clear();
   {
     const std::lock_guard lock(file->mutex);
+    if (const int error = broken(); error != 0) {
+      return {.outcome = Refusal{RefusalCode::kIoError, error}, .file = nullptr};
+    }
     if (const int error = files_.EnsureOpen(file); error != 0) {
       return {.outcome = OutcomeOf(error), .file = nullptr};
     }
@@ -53,7 +81,10 @@ DataApplier::Applied DataApplier::Apply(const FrameHeader& header, std::span<con
     }
     int error = Prepare(*file, pieces);
     if (error == 0) {
-      error = domain_.Write(*file, pieces, payload);
+      // While an undo log is active the way back is that log's, and the copy a mixture.
+      const bool group = (header.flags & kFlagGroup) != 0 && groups_ != nullptr && !pieces.empty() &&
+                         (undo_ == nullptr || !undo_->active());
+      error = group ? WriteGroup(*file, pieces, payload) : domain_.Write(*file, pieces, payload);
     }
     if (error != 0) {
       return {.outcome = OutcomeOf(error), .file = nullptr};
@@ -86,6 +117,46 @@ Outcome DataApplier::Lay(const std::shared_ptr<BackingFile>& file, uint64_t offs
   const ApplyPiece piece{.offset = offset, .length = bytes.size(), .payload_offset = 0};
   const int error = Prepare(*file, {&piece, 1});
   return OutcomeOf(error != 0 ? error : domain_.Write(*file, {&piece, 1}, bytes));
+}
+
+Outcome DataApplier::Verify(FileId id, std::span<const WireRange> ranges, VerifiedBody& verified) {
+  std::shared_ptr<BackingFile> file = files_.Get(id);
+  if (file == nullptr) {
+    return Refusal{RefusalCode::kNoSuchFile};
+  }
+  {
+    const std::lock_guard lock(file->mutex);
+    if (const int error = files_.EnsureOpen(file); error != 0) {
+      return OutcomeOf(error);
+    }
+    for (size_t i = 0; i < ranges.size(); ++i) {
+      if (const int error = ReadBack(file->fd->get(), ranges[i], verified.crc[i]); error != 0) {
+        return Refusal{RefusalCode::kIoError, error};
+      }
+    }
+    verified.order = file->order.Newest(ranges);
+  }
+  return OutcomeOf(files_.Trim());
+}
+
+// Under the file's lock to the end: a record of the journal must be gone before anything newer is applied.
+int DataApplier::WriteGroup(BackingFile& file, std::span<const ApplyPiece> pieces,
+                            std::span<const std::byte> payload) {
+  const std::lock_guard lock(groups_->mutex());
+  if (const int error = groups_->Begin(file.id, pieces, payload); error != 0) {
+    return error;
+  }
+  int error = domain_.Write(file, pieces, payload);
+  if (error == 0) {
+    error = domain_.PersistHeld(file);
+  }
+  const int ended = groups_->End();
+  // Part of it may be there, or the record: the copy is of no use before it is opened again, or brought back.
+  error = error != 0 ? error : ended;
+  if (error != 0) {
+    broken_.store(error, std::memory_order_release);
+  }
+  return error;
 }
 
 // Storage first: a frame that is refused needs no undo.

@@ -9,6 +9,7 @@
 // Thread-safe; frames of different files do not wait for each other.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -16,6 +17,7 @@
 
 #include "replication/frame.h"
 #include "server/file_table.h"
+#include "server/group_journal.h"
 #include "server/outcome.h"
 #include "server/persistence.h"
 #include "server/undo_log.h"
@@ -24,9 +26,14 @@ namespace pmirror::server {
 
 class DataApplier {
  public:
-  // All must outlive the applier. `undo`: takes the bytes that are about to change; null: nobody does.
-  DataApplier(FileTable& files, PersistenceDomain& domain, UndoLog* undo = nullptr)
-      : files_(files), domain_(domain), undo_(undo) {}
+  // All must outlive the applier. `undo`: takes the bytes that are about to change; null: nobody does. `groups`: makes frames
+  // that are groups whole across a crash; null: they are applied as others.
+  DataApplier(FileTable& files, PersistenceDomain& domain, UndoLog* undo = nullptr,
+              GroupJournal* groups = nullptr)
+      : files_(files), domain_(domain), undo_(undo), groups_(groups) {}
+
+  // The errno of a group that could neither be made whole nor taken back: nothing more is applied. 0: none.
+  int broken() const { return broken_.load(std::memory_order_acquire); }
 
   enum class Wait { kNo, kForOperation };
   struct Applied {
@@ -44,13 +51,22 @@ class DataApplier {
   // least `offset` bytes long.
   Outcome Lay(const std::shared_ptr<BackingFile>& file, uint64_t offset, std::span<const std::byte> bytes);
 
+  // What the file holds in each of `ranges`, and the newest capture that was applied to any of them, as one
+  // state: no frame is applied in between. The bytes are read through the file after the system was asked to
+  // forget its clean pages, so that they come from the storage as far as one can have that (not on tmpfs, nor
+  // where somebody maps the page); what is not durable yet is read from memory. kIoError: the storage failed.
+  Outcome Verify(FileId id, std::span<const WireRange> ranges, VerifiedBody& verified);
+
  private:
+  int WriteGroup(BackingFile& file, std::span<const ApplyPiece> pieces, std::span<const std::byte> payload);
   int Prepare(BackingFile& file, std::span<const ApplyPiece> pieces);
   int Reserve(BackingFile& file, std::span<const ApplyPiece> pieces);
 
   FileTable& files_;
   PersistenceDomain& domain_;
   UndoLog* const undo_;
+  GroupJournal* const groups_;
+  std::atomic<int> broken_ = 0;
 };
 
 }  // namespace pmirror::server

@@ -74,6 +74,7 @@ class VolatileDomain : public PersistenceDomain {
   void TreeChanged() override {}
   void SizeChanged(BackingFile&) override {}
   int Persist(std::span<const std::shared_ptr<BackingFile>>, bool) override { return 0; }
+  int PersistHeld(BackingFile&) override { return 0; }
   int PersistEverything() override { return 0; }
 };
 
@@ -106,6 +107,8 @@ class FileDomain : public PersistenceDomain {
     }
     return 0;
   }
+
+  int PersistHeld(BackingFile& file) override { return ::fdatasync(file.fd->get()) == 0 ? 0 : errno; }
 
   int PersistEverything() override {
     const uint64_t tree_changes = tree_changes_.load();

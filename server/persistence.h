@@ -44,6 +44,9 @@ class PersistenceDomain {
 
   // Returns 0 or an errno. Requires: no BackingFile::mutex is held.
   virtual int Persist(std::span<const std::shared_ptr<BackingFile>> files, bool tree) = 0;
+  // The same for the bytes and the size of one file, for whoever holds its lock. Requires: file.mutex is held, file.fd is
+  // open.
+  virtual int PersistHeld(BackingFile& file) = 0;
   // The same for every file and the tree.
   virtual int PersistEverything() = 0;
 };

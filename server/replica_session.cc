@@ -222,7 +222,7 @@ ReplicaSession::Progress ReplicaSession::Handle(const FrameReader::Frame& frame)
       }
       break;
     case Receiver::Verdict::kAdmit:
-      if (const Outcome outcome = volume_->Apply(*session_, header, frame.ranges, frame.payload); outcome) {
+      if (const Outcome outcome = Do(frame); outcome) {
         AppendRefusal(header, outcome->code, outcome->error_number);
         receiver.Refused(header);
       } else {
@@ -242,6 +242,19 @@ ReplicaSession::Progress ReplicaSession::Handle(const FrameReader::Frame& frame)
   const bool due = receiver.AckDue() || receiver.PersistDue() || !out_.empty();
   const bool more = unanswered_ < kMostUnanswered && reader_.Ready(kSmallFrame);
   return due && !more ? Answer() : Progress::kContinue;
+}
+
+// What the receiver admitted.
+Outcome ReplicaSession::Do(const FrameReader::Frame& frame) {
+  if (frame.header.kind != static_cast<uint8_t>(FrameKind::kVerify)) {
+    return volume_->Apply(*session_, frame.header, frame.ranges, frame.payload);
+  }
+  VerifiedBody verified;
+  const Outcome outcome = volume_->Verify(*session_, frame.header, frame.ranges, verified);
+  if (!outcome) {  // told before the acknowledgement that covers the frame
+    AppendReply(FrameKind::kVerified, std::as_bytes(std::span(&verified, 1)));
+  }
+  return outcome;
 }
 
 // Serves the barriers, then sends refusals and the acknowledgement, in this order.

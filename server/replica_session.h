@@ -45,6 +45,7 @@ class ReplicaSession {
   void RefuseHello(RefusalCode code, std::string_view why);
   void Serve();
   Progress Handle(const FrameReader::Frame& frame);
+  Outcome Do(const FrameReader::Frame& frame);
   Progress Answer();
   void Persist();
   bool Fill();

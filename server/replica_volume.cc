@@ -93,7 +93,9 @@ absl::Status ReplicaVolume::OpenBacking() {
   undo_ = std::make_unique<UndoLog>(
       *index_, UndoLog::Options{
                    .volume = options_.name, .backing = options_.backing, .reserve = options_.undo_reserve});
-  data_ = std::make_unique<DataApplier>(*files_, *domain_, undo_.get());
+  groups_ = std::make_unique<GroupJournal>(options_.backing, options_.domain != Domain::kVolatile,
+                                           recovery::LogStorage::Real());
+  data_ = std::make_unique<DataApplier>(*files_, *domain_, undo_.get(), groups_.get());
   tree_ = std::make_unique<NamespaceApplier>(*index_, *files_, *domain_, undo_.get());
   mount_number_ = record_.mount_number;
   std::array<uint64_t, 2> mark{};
@@ -111,6 +113,9 @@ absl::Status ReplicaVolume::OpenBacking() {
     if (const int error = domain_->PersistEverything(); error != 0) {
       return absl::ErrnoToStatus(error, absl::StrCat("make durable what ", options_.backing, " holds"));
     }
+  }
+  if (absl::Status status = ContinueGroup(); !status.ok()) {
+    return status;
   }
   if (absl::Status status = ContinueBatches(); !status.ok()) {
     return status;

@@ -2,9 +2,9 @@
 // One replicated volume on a node that holds a copy of it: what the control service asks (sessions, leaving,
 // state) and what the connections of the data plane do (apply, persist).
 //
-// Thread-safe. Lock order: control_mutex_, then batch_mutex_, then namespace_mutex_, then one BackingFile::mutex; the session
-// table's and the sessions' own locks are leaves. Data frames of different files are applied side by side;
-// namespace operations one at a time.
+// Thread-safe. Lock order: control_mutex_, then batch_mutex_, then namespace_mutex_, then one BackingFile::mutex, then the
+// group journal's; the session table's and the sessions' own locks are leaves. Data frames of different files are applied side by
+// side (flush groups one at a time); namespace operations one at a time.
 // ---
 // For maintainers. What survives a crash, and where it is:
 //   - generation, epoch, mount number, clean: the record in the state directory, durable before a session
@@ -36,6 +36,7 @@
 #include "server/batch_journal.h"
 #include "server/data_applier.h"
 #include "server/file_table.h"
+#include "server/group_journal.h"
 #include "server/namespace_applier.h"
 #include "server/outcome.h"
 #include "server/persistence.h"
@@ -179,6 +180,10 @@ class ReplicaVolume {
   Outcome Apply(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                 std::span<const std::byte> payload);
 
+  // The answer to a verify that the session's receiver admitted.
+  Outcome Verify(const Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
+                 VerifiedBody& verified);
+
   struct Persisted {
     int error = 0;           // errno
     uint64_t operation = 0;  // highest durable operation
@@ -223,6 +228,7 @@ class ReplicaVolume {
   absl::Status SettleBatches();
   absl::Status ContinueBatches();
   absl::Status Doubt(const absl::Status& why);
+  absl::Status ContinueGroup();
   Outcome TakeBatch(const FrameHeader& header, std::span<const WireRange> ranges,
                     std::span<const std::byte> payload);
   Outcome StoreAndApply(std::span<const std::byte> bytes, const recovery::BatchView& batch);
@@ -235,6 +241,7 @@ class ReplicaVolume {
   std::unique_ptr<PersistenceDomain> domain_;
   std::unique_ptr<FileTable> files_;
   std::unique_ptr<UndoLog> undo_;
+  std::unique_ptr<GroupJournal> groups_;
   std::unique_ptr<DataApplier> data_;
   std::unique_ptr<NamespaceApplier> tree_;  // guarded by namespace_mutex_
   SessionTable sessions_;

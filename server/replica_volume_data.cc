@@ -55,6 +55,9 @@ Outcome ReplicaVolume::ApplyData(Session& session, const FrameHeader& header,
     const uint64_t operation = applied_operation();
     DataApplier::Applied applied = data_->Apply(header, ranges, payload, operation);
     if (applied.wait == DataApplier::Wait::kNo) {
+      if (const int error = data_->broken(); error != 0) {
+        storage_error_ = error;
+      }
       session.touched.Add(applied.file);
       if (session.touched.files().size() >= kMaxTouched &&
           domain_->Persist(session.touched.files(), false) == 0) {
@@ -75,6 +78,49 @@ Outcome ReplicaVolume::ApplyData(Session& session, const FrameHeader& header,
   }
 }
 
+// At the start: completes the group that a crash interrupted, before anything else touches the file. While a resync has not ended,
+// or a copy trails, the files are made by other means, and a group that was not acknowledged is nobody's.
+absl::Status ReplicaVolume::ContinueGroup() {
+  absl::StatusOr<std::optional<GroupJournal::Record>> loaded = groups_->Load();
+  if (!loaded.ok() || !loaded->has_value()) {
+    return loaded.status();
+  }
+  const GroupJournal::Record& group = **loaded;
+  const std::shared_ptr<BackingFile> file =
+      record_.resyncing || record_.rolled_back || record_.trailing ? nullptr : files_->Get(group.file);
+  if (file != nullptr) {
+    for (const ApplyPiece& piece : group.pieces) {
+      const auto bytes = std::span(group.payload).subspan(piece.payload_offset, piece.length);
+      if (const Outcome outcome = data_->Lay(file, piece.offset, bytes); outcome) {
+        return absl::InternalError(
+            absl::StrCat("the flush group that a crash interrupted in ", options_.backing,
+                         " cannot be completed: ", Name(outcome->code), ", errno ", outcome->error_number));
+      }
+    }
+    if (const int error = domain_->Persist({&file, 1}, false); error != 0) {
+      return absl::ErrnoToStatus(error, absl::StrCat("make durable a flush group of ", options_.backing));
+    }
+    spdlog::info("event=group_completed volume={} file={} bytes={}", options_.name, Raw(group.file),
+                 group.payload.size());
+  }
+  const std::lock_guard lock(groups_->mutex());
+  const int error = groups_->End();
+  return error == 0 ? absl::OkStatus()
+                    : absl::ErrnoToStatus(error, absl::StrCat("end the group journal of ", options_.backing));
+}
+
+Outcome ReplicaVolume::Verify(const Session& session, const FrameHeader& header,
+                              std::span<const WireRange> ranges, VerifiedBody& verified) {
+  if (!session.MayWrite(FileId{header.file})) {  // who may not change the bytes is told nothing of them
+    return pmirror::server::Refusal{RefusalCode::kNotGranted};
+  }
+  verified = {};
+  verified.sequence = header.sequence;
+  verified.file = header.file;
+  verified.range_count = header.range_count;
+  return data_->Verify(FileId{header.file}, ranges, verified);
+}
+
 Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& header,
                                       std::span<const std::byte> payload) {
   const Result<NamespaceOp> op = DecodeNamespaceOp(payload);
@@ -88,6 +134,9 @@ Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& heade
     const std::lock_guard lock(namespace_mutex_);
     if (trailing_) {
       return pmirror::server::Refusal{RefusalCode::kBlocked};
+    }
+    if (const int error = data_->broken(); error != 0) {
+      return pmirror::server::Refusal{RefusalCode::kIoError, error};
     }
     if (number <= applied_operation()) {
       counters_.duplicates.fetch_add(1, std::memory_order_relaxed);

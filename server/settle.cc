@@ -16,6 +16,7 @@
 #include "recovery/log_storage.h"
 #include "recovery/volume_record.h"
 #include "replication/unique_fd.h"
+#include "server/group_journal.h"
 #include "server/host.h"
 #include "server/replica_volume.h"
 #include "server/undo_log.h"
@@ -39,9 +40,9 @@ absl::StatusOr<VolumeRecord> Load(const std::string& path) {
   return **std::move(record);
 }
 
-// A copy that trails: opening it completes the batch that a crash interrupted. With the state directory locked.
-absl::StatusOr<std::string> CompleteBatch(const std::string& backing, const std::string& record_path,
-                                          const VolumeRecord& record) {
+// Opening a copy completes the batch or group that a crash interrupted. With the state directory locked.
+absl::StatusOr<ReplicaVolume::State> OpenAndClose(const std::string& backing, const std::string& record_path,
+                                                  const VolumeRecord& record) {
   const std::filesystem::path path = std::filesystem::absolute(record_path);
   absl::StatusOr<std::unique_ptr<ReplicaVolume>> volume =
       ReplicaVolume::Open({.name = path.stem(),
@@ -53,17 +54,32 @@ absl::StatusOr<std::string> CompleteBatch(const std::string& backing, const std:
   if (!volume.ok()) {
     return volume.status();
   }
-  const ReplicaVolume::State state = (*volume)->state();
-  if (!state.promotable) {
-    return absl::DataLossError(fmt::format(
-        "{}: what its files show is perhaps half of a batch, and only a resync makes it whole: {}", backing,
-        state.image));
-  }
+  ReplicaVolume::State state = (*volume)->state();
   if (absl::Status status = (*volume)->Shutdown(); !status.ok()) {
     return status;
   }
-  return fmt::format("{}: its files are what the last complete batch left, {}, operation {}", backing,
-                     state.image, state.operation);
+  return state;
+}
+
+absl::StatusOr<std::string> CompleteBatch(const std::string& backing, const std::string& record_path,
+                                          const VolumeRecord& record) {
+  const absl::StatusOr<ReplicaVolume::State> state = OpenAndClose(backing, record_path, record);
+  if (state.ok() && !state->promotable) {
+    return absl::DataLossError(fmt::format(
+        "{}: what its files show is perhaps half of a batch, and only a resync makes it whole: {}", backing, state->image));
+  }
+  return state.ok() ? absl::StatusOr<std::string>(
+                          fmt::format("{}: its files are what the last complete batch left, {}, operation {}",
+                                      backing, state->image, state->operation))
+                    : state.status();
+}
+
+absl::StatusOr<std::string> CompleteGroup(const std::string& backing, const std::string& record_path,
+                                          const VolumeRecord& record) {
+  const absl::StatusOr<ReplicaVolume::State> state = OpenAndClose(backing, record_path, record);
+  return state.ok() ? absl::StatusOr<std::string>(
+                          fmt::format("{}: completed the flush group that a crash had interrupted", backing))
+                    : state.status();
 }
 
 std::string Describe(const VolumeRecord& record) {
@@ -124,6 +140,14 @@ absl::StatusOr<std::string> Settle(const std::string& backing, const std::string
           "the files of {} are a mixture, because a resync of it has not ended, and no undo log leads back: "
           "only a resync makes it whole",
           backing));
+    }
+    const auto group = GroupJournal(backing, /*durable=*/true, storage).Load();
+    if (!group.ok()) {
+      return group.status();
+    }
+    if (group->has_value()) {
+      own.Reset();  // as above
+      return CompleteGroup(backing, path, *record);
     }
     // What a crash left between the record and the removal of the log.
     const absl::Status removed = RemoveUndoLog(own.get(), backing, storage);

@@ -24,6 +24,7 @@ CASES = {
     "mmap_threads": ("mmap_writer", ["--writers", "4", "--sync", "all"], 4, {}),
     "mmap_fork": ("mmap_writer", ["--writers", "3", "--fork", "--sync", "all"], 3, {}),
     "mmap_exec": ("mmap_writer", ["--exec-every", "7", "--close-fd"], 1, {}),
+    "api": ("api_writer", [], 1, {}),
     "raw_static": ("raw_static", [], 1, {}),
 }
 

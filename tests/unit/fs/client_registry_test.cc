@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -33,6 +34,82 @@ TEST_F(ClientRegistryTest, HelloNamesTheVolumesAndPassesTheirPages) {
   struct stat info {};
   ::fstat(answer.descriptors[0].get(), &info);
   EXPECT_EQ(static_cast<size_t>(info.st_size), sizeof(VolumePage));
+}
+
+TEST_F(ClientRegistryTest, AnObserverIsToldOfEachChangeAndIsNoProgram) {
+  EndProgram();
+  const LocalClient observer(socket());
+  const Answer answer = observer.Ask(RequestKind::kObserve);
+  ASSERT_EQ(answer.error(), 0) << answer.text();
+  ASSERT_EQ(answer.reply.mount_count, 1U);
+  ASSERT_EQ(answer.descriptors.size(), 1U);
+  EXPECT_FALSE(registry_.AnyAnnounced());
+  const auto next = [&] {
+    local::Event event;
+    EXPECT_EQ(::recv(observer.fd(), &event, sizeof event, 0), static_cast<ssize_t>(sizeof event));
+    return event;
+  };
+  const local::Event first = next();
+  EXPECT_EQ(first.kind, local::EventKind::kState);
+  EXPECT_EQ(first.members, 1U);
+  volume_.page().SetMembers(0, 0);
+  const local::Event lost = next();
+  EXPECT_EQ(lost.kind, local::EventKind::kRedundancyLost);
+  EXPECT_EQ(lost.replica, 0U);
+  EXPECT_EQ(lost.members, 0U);
+  EXPECT_EQ(lost.set_version, first.set_version + 1);
+  volume_.page().SetMembers(0, 1);  // a joiner is not redundancy
+  volume_.page().SetMembers(1, 0);
+  EXPECT_EQ(next().kind, local::EventKind::kRedundancyRestored);
+  volume_.page().SetState(VolumeState::kFenced);
+  const local::Event fenced = next();
+  EXPECT_EQ(fenced.kind, local::EventKind::kFenced);
+  EXPECT_EQ(fenced.replica, kMaxReplicas);
+  EXPECT_EQ(fenced.missed, 0U);
+}
+
+TEST_F(ClientRegistryTest, AnObserverThatDoesNotReadIsToldHowManyEventsItMissed) {
+  const LocalClient observer(socket());
+  ASSERT_EQ(observer.Ask(RequestKind::kObserve).error(), 0);
+  constexpr uint64_t kChanges = 5000;
+  for (uint64_t i = 0; i < kChanges; ++i) {
+    volume_.page().SetMembers(static_cast<uint8_t>(i % 2), 0);
+  }
+  uint64_t told = 0;
+  uint64_t closings = 0;
+  local::Event event;
+  while (event.kind != local::EventKind::kClosing) {
+    const ssize_t got = ::recv(observer.fd(), &event, sizeof event, MSG_DONTWAIT);
+    if (got < 0) {  // what was missed last is told with the next event that finds room
+      ASSERT_EQ(errno, EAGAIN);
+      volume_.page().SetState(VolumeState::kClosing);
+      ++closings;
+      continue;
+    }
+    ASSERT_EQ(got, static_cast<ssize_t>(sizeof event));
+    told += 1 + event.missed;
+  }
+  const uint64_t made = 1 + kChanges;  // the state at the beginning, and each change
+  EXPECT_GT(told, made);
+  EXPECT_LE(told, made + closings);
+}
+
+TEST_F(ClientRegistryTest, AnObserverEndsWithItsConnectionOrTheRegistry) {
+  LocalClient gone(socket());
+  ASSERT_EQ(gone.Ask(RequestKind::kObserve).error(), 0);
+  gone.Close();
+  const LocalClient talker(socket());
+  ASSERT_EQ(talker.Ask(RequestKind::kObserve).error(), 0);
+  talker.Send(local::Request());
+  char record[sizeof(local::Reply)];
+  while (::recv(talker.fd(), record, sizeof record, 0) > 0) {  // its first event, then the end
+  }
+  const LocalClient last(socket());
+  ASSERT_EQ(last.Ask(RequestKind::kObserve).error(), 0);
+  registry_.Stop();
+  while (::recv(last.fd(), record, sizeof record, 0) > 0) {
+  }
+  SUCCEED() << "Stop() returned";
 }
 
 TEST_F(ClientRegistryTest, OnlyAProgramWithAMainConnectionIsAnnounced) {

@@ -76,6 +76,7 @@ class TestVolume : public ClientVolume {
   }
   // From here on programs have a replica: number 0 is `replica`, and files have slots.
   void Attach(Connector& replica) { replica_ = &replica; }
+  VolumePageOwner& page() { return *page_; }
   bool IsDirect(FileId id) const {
     const std::shared_ptr<Inode> inode = file_system_->inodes().Find(id);
     return inode != nullptr && inode->direct();
@@ -87,6 +88,8 @@ class TestVolume : public ClientVolume {
   dev_t mount_device() const override { return mount_device_; }
   dev_t backing_device() const override { return root_->device(); }
   int page_fd() const override { return page_->fd(); }
+  void Listen(PageListener& listener) override { page_->Listen(listener); }
+  void StopListening(PageListener& listener) override { page_->StopListening(listener); }
   size_t replica_count() const override { return 2; }
   FileSystem& file_system() override { return *file_system_; }
   SharedParts PartsOf(const ReplicatedFile& file) const override {

@@ -135,26 +135,5 @@ TEST_F(PreloadPmem, FunctionsOfLibpmem2AreReplicated) {
   ExpectSuccess(*guest);
 }
 
-TEST_F(PreloadPmem, ApiFlushesAListInOneFrameAndTellsItsErrors) {
-  auto guest = LaunchPmem("api");
-  guest->Expect("flushed");
-  EXPECT_EQ(DataFrames(), 1u);
-  EXPECT_EQ(ReplicatedAt(10, 5), "first");
-  EXPECT_EQ(ReplicatedAt(3 * kPage, 6), "second");
-  guest->Continue();
-  guest->Expect("synced");
-  EXPECT_EQ(ReplicatedAt(5 * kPage, 1), "s");
-  daemon_->replica().SetScript([](const FakeReplica::Frame&) {
-    return FakeReplica::Answer{FakeReplica::Reaction::kRefuse, RefusalCode::kNoSpace};
-  });
-  guest->Continue();
-  ExpectSuccess(*guest);
-}
-
-TEST_F(PreloadPmem, ApiWorksWithoutADaemon) {
-  GuestProcess guest("api_without_preload", file_, {"PMIRROR_SOCKET=/nonexistent"});
-  ExpectSuccess(guest);
-}
-
 }  // namespace
 }  // namespace pmirror::interpose

@@ -174,6 +174,31 @@ TEST(ApplyOrder, ASizeOperationEmptiesTheMap) {
   EXPECT_EQ(Planned(order, 4, {{0, 100}}).size(), 1u);
 }
 
+TEST(ApplyOrder, NewestIsTheLargestNumberOfAnyByteAndTheFloorWhereNoneIsKept) {
+  ApplyOrder order(2);
+  const auto record = [&](uint64_t number, uint64_t offset) {
+    const WireRange range{offset, 10};
+    order.Record(number, {&range, 1});
+  };
+  const auto newest = [&](uint64_t offset, uint64_t length) {
+    const WireRange range{offset, length};
+    return order.Newest({&range, 1});
+  };
+  EXPECT_EQ(newest(0, 100), 0U);
+  record(5, 10);
+  record(7, 30);
+  EXPECT_EQ(newest(0, 10), 0U);
+  EXPECT_EQ(newest(19, 1), 5U);
+  EXPECT_EQ(newest(20, 10), 0U);
+  EXPECT_EQ(newest(15, 16), 7U);
+  record(9, 50);  // one more than fits: the older ones give way
+  ASSERT_GE(order.floor(), 5U);
+  EXPECT_EQ(newest(10, 10), order.floor());
+  EXPECT_EQ(newest(50, 10), 9U);
+  EXPECT_EQ(newest(49, 12), 9U);
+  EXPECT_EQ(newest(0, 1), order.floor());  // not known to be older
+}
+
 TEST(ApplyOrder, CompactionKeepsOlderFramesOut) {
   ApplyOrder order;
   order.Record(10, std::vector<WireRange>{{0, 100}});

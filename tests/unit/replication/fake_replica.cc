@@ -157,6 +157,23 @@ void FakeReplica::Apply(const Frame& frame) {
   }
 }
 
+VerifiedBody FakeReplica::Verify(const Frame& frame) {
+  VerifiedBody verified{};
+  verified.sequence = frame.header.sequence;
+  verified.file = frame.header.file;
+  verified.range_count = frame.header.range_count;
+  const Stored& file = files_[frame.header.file];
+  for (size_t i = 0; i < frame.ranges.size(); ++i) {
+    const size_t begin = std::min<size_t>(frame.ranges[i].offset, file.bytes.size());
+    const size_t end = std::min<size_t>(begin + frame.ranges[i].length, file.bytes.size());
+    verified.crc[i] = Crc32c(0, std::span(file.bytes).subspan(begin, end - begin));
+    for (size_t at = begin; at < end; ++at) {
+      verified.order = std::max(verified.order, file.order[at]);
+    }
+  }
+  return verified;
+}
+
 void FakeReplica::SendReply(int socket, const Serving& serving, FrameKind kind,
                             std::span<const std::byte> body, size_t limit, bool slowly) {
   FrameHeader header{};
@@ -213,6 +230,11 @@ void FakeReplica::Serve(UniqueFd socket, SessionId session, uint64_t number) {
                 false);
     } else {
       Apply(frame);
+      if (frame.kind() == FrameKind::kVerify && answer.reaction != Reaction::kNoAnswer) {
+        const VerifiedBody verified = Verify(frame);
+        SendReply(socket.get(), serving, FrameKind::kVerified, std::as_bytes(std::span(&verified, 1)),
+                  SIZE_MAX, false);
+      }
       serving.operation = frame.kind() == FrameKind::kNamespaceOp ? frame.header.order : serving.operation;
     }
     if (answer.reaction == Reaction::kGarbage) {
@@ -290,6 +312,11 @@ std::vector<std::byte> FakeReplica::Image(FileId file) const {
   const Lock lock(mutex_);
   const auto found = files_.find(Raw(file));
   return found == files_.end() ? std::vector<std::byte>{} : found->second.bytes;
+}
+
+void FakeReplica::Spoil(FileId file, size_t at) {
+  const Lock lock(mutex_);
+  files_.at(Raw(file)).bytes.at(at) ^= std::byte{1};
 }
 
 uint64_t FakeReplica::frames(FrameKind kind) const {

@@ -57,6 +57,8 @@ class FakeReplica : public Connector {
   void KeepImages(bool keep);
 
   std::vector<std::byte> Image(FileId file) const;
+  // Changes a byte of the image as a failing medium would: nobody is told, and no order number.
+  void Spoil(FileId file, size_t at);
   uint64_t frames(FrameKind kind) const;
   uint64_t connects() const;
   uint64_t faults() const;  // frames that broke the protocol; 0 at the end of every good test
@@ -78,6 +80,7 @@ class FakeReplica : public Connector {
   bool ReadFrame(int socket, Frame& frame);
   bool Check(const Frame& frame, Serving& serving);
   void Apply(const Frame& frame);
+  VerifiedBody Verify(const Frame& frame);
   void SendReply(int socket, const Serving& serving, FrameKind kind, std::span<const std::byte> body,
                  size_t limit, bool slowly);
 

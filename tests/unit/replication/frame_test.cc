@@ -41,7 +41,7 @@ TEST(CheckHeader, EachFaultIsNamed) {
       {HeaderFault::kVersion, [](FrameHeader& h) { h.version = kFrameVersion + 1; }},
       {HeaderFault::kVersion, [](FrameHeader& h) { h.version = 0; }},
       {HeaderFault::kKind, [](FrameHeader& h) { h.kind = 0; }},
-      {HeaderFault::kKind, [](FrameHeader& h) { h.kind = 11; }},
+      {HeaderFault::kKind, [](FrameHeader& h) { h.kind = 14; }},
       {HeaderFault::kFlags, [](FrameHeader& h) { h.flags = kKnownFlags + 1; }},
       {HeaderFault::kLengths, [](FrameHeader& h) { h.range_count = kMaxRanges + 1; }},
       {HeaderFault::kLengths, [](FrameHeader& h) { h.extension_length = kMaxExtension + 1; }},
@@ -87,7 +87,7 @@ TEST(HeaderCrc, EveryFlippedBitOfHeaderRangesAndExtensionIsSeenAndTheFieldItself
 }
 
 TEST(Names, EveryKindAndCodeHasItsOwn) {
-  for (int kind = 1; kind <= 10; ++kind) {
+  for (int kind = 1; kind <= 13; ++kind) {
     EXPECT_STRNE(Name(static_cast<FrameKind>(kind)), "unknown") << kind;
   }
   for (int code = 1; code <= 8; ++code) {

@@ -142,7 +142,8 @@ TEST_F(ReceiverTest, AProcessMaySendDataBarriersAndHeartbeatsOnly) {
   op.order = 1;
   for (const FrameHeader& header :
        {op, Frame(FrameKind::kGrant, 1), Frame(FrameKind::kRevoke, 1), Frame(FrameKind::kHello, 1),
-        Frame(FrameKind::kAck, 1), Frame(FrameKind::kRefusal, 1), Frame(FrameKind::kHelloAck, 1)}) {
+        Frame(FrameKind::kAck, 1), Frame(FrameKind::kRefusal, 1), Frame(FrameKind::kHelloAck, 1),
+        Frame(FrameKind::kVerified, 1)}) {
     EXPECT_EQ(Judge(header).code, RefusalCode::kNotGranted) << Name(static_cast<FrameKind>(header.kind));
   }
   EXPECT_EQ(Judge(Frame(FrameKind::kHeartbeat, 1)).verdict, Verdict::kAdmit);
@@ -150,6 +151,27 @@ TEST_F(ReceiverTest, AProcessMaySendDataBarriersAndHeartbeatsOnly) {
   for (const FrameHeader& header : {op, Frame(FrameKind::kGrant, 1), Frame(FrameKind::kRevoke, 1)}) {
     EXPECT_EQ(Judge(header).verdict, Verdict::kAdmit) << Name(static_cast<FrameKind>(header.kind));
   }
+}
+
+TEST_F(ReceiverTest, AVerifyNamesAFileAndBoundedRangesAndNothingElse) {
+  const auto verdict = [&](void (*damage)(FrameHeader&, std::vector<WireRange>&)) {
+    FrameHeader header = Frame(FrameKind::kVerify, 1, kFlagAckWanted);
+    header.file = 3;
+    std::vector<WireRange> ranges = {{64, 8}, {4096, kMaxVerifyBytes - 8}};
+    damage(header, ranges);
+    header.range_count = static_cast<uint32_t>(ranges.size());
+    return receiver_.Admit(header, ranges, kEpoch).verdict;
+  };
+  using Ranges = std::vector<WireRange>;
+  EXPECT_EQ(verdict([](FrameHeader&, Ranges&) {}), Verdict::kAdmit);
+  EXPECT_EQ(verdict([](FrameHeader& h, Ranges&) { h.file = 0; }), Verdict::kCut);
+  EXPECT_EQ(verdict([](FrameHeader& h, Ranges&) { h.order = 1; }), Verdict::kCut);
+  EXPECT_EQ(verdict([](FrameHeader& h, Ranges&) { h.size_generation = 2; }), Verdict::kCut);
+  EXPECT_EQ(verdict([](FrameHeader&, Ranges& r) { r.clear(); }), Verdict::kCut);
+  EXPECT_EQ(verdict([](FrameHeader&, Ranges& r) { r[0].length = 0; }), Verdict::kCut);
+  EXPECT_EQ(verdict([](FrameHeader&, Ranges& r) { r[0].length = 9; }), Verdict::kCut);
+  EXPECT_EQ(verdict([](FrameHeader&, Ranges& r) { r[0].offset = INT64_MAX; }), Verdict::kCut);
+  EXPECT_EQ(verdict([](FrameHeader&, Ranges& r) { r.assign(kMaxVerifyRanges + 1, {0, 1}); }), Verdict::kCut);
 }
 
 TEST_F(ReceiverTest, FieldsThatContradictEachOtherCut) {

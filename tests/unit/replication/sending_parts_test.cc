@@ -304,9 +304,23 @@ TEST_F(ReplyReaderTest, P9_OneWrongByteAnywhereIsAFault) {
   }
 }
 
+TEST_F(ReplyReaderTest, AVerifiedHasAllOfItsBodyOrIsAFault) {
+  VerifiedBody body{};
+  body.order = 77;
+  body.crc[kMaxVerifyRanges - 1] = 5;
+  const auto bytes = std::as_bytes(std::span(&body, 1));
+  Feed(Frame(FrameKind::kVerified, bytes));
+  ASSERT_EQ(reader_.Take(), ReplyReader::Next::kVerified);
+  EXPECT_EQ(reader_.verified().order, 77U);
+  EXPECT_EQ(reader_.verified().crc[kMaxVerifyRanges - 1], 5U);
+  Feed(Frame(FrameKind::kVerified, bytes.first(bytes.size() - 4)));
+  EXPECT_EQ(reader_.Take(), ReplyReader::Next::kFault);
+}
+
 TEST_F(ReplyReaderTest, P9_KindsThatOnlySendersSendAreFaults) {
-  for (const FrameKind kind : {FrameKind::kHello, FrameKind::kDataImage, FrameKind::kNamespaceOp,
-                               FrameKind::kBarrier, FrameKind::kGrant, FrameKind::kRevoke}) {
+  for (const FrameKind kind :
+       {FrameKind::kHello, FrameKind::kDataImage, FrameKind::kNamespaceOp, FrameKind::kBarrier,
+        FrameKind::kGrant, FrameKind::kRevoke, FrameKind::kVerify}) {
     reader_.Reset();
     Feed(Frame(kind, {}));
     EXPECT_EQ(reader_.Take(), ReplyReader::Next::kFault) << Name(kind);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The replica from its socket: what a sender gets for good frames and for bad ones, and what is in the file
 // afterwards.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
@@ -9,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "replication/crc32c.h"
 #include "tests/unit/server/data_plane_fixture.h"
 
 namespace pmirror::server {
@@ -127,6 +129,42 @@ TEST_F(DataPlaneTest, P9ARangePastTheLargestFileIsRefusedAndTheFileStaysAsItWas)
   ASSERT_TRUE(process.AwaitReceived(beyond));
   EXPECT_EQ(process.RefusalOf(beyond), RefusalCode::kOutOfRange);
   EXPECT_EQ(Content(), "");
+}
+
+TEST_F(DataPlaneTest, AVerifyTellsWhatTheFileHoldsAndTheNewestCaptureOfIt) {
+  ReplicaClient process = Process();
+  const auto crc = [](std::string_view text) { return Crc32c(0, std::as_bytes(std::span(text))); };
+  process.Data(kFile, 7, 0, "0123456789");
+  process.Data(kFile, 9, 4, "xy");
+  const Sequence first = process.Verify(kFile, {{0, 4}, {6, 4}});
+  const Sequence second = process.Verify(kFile, {{0, 100}});
+  ASSERT_TRUE(process.AwaitReceived(second));
+  ASSERT_EQ(process.verified().size(), 2U);
+  EXPECT_EQ(process.verified()[0].sequence, first);
+  EXPECT_EQ(process.verified()[0].file, kFile);
+  EXPECT_EQ(process.verified()[0].range_count, 2U);
+  EXPECT_EQ(process.verified()[0].order, 7U);
+  EXPECT_EQ(process.verified()[0].crc[0], crc("0123"));
+  EXPECT_EQ(process.verified()[0].crc[1], crc("6789"));
+  EXPECT_EQ(process.verified()[1].order, 9U);
+  EXPECT_EQ(process.verified()[1].crc[0], crc("0123xy6789")) << "up to the end of the file";
+  // Bytes that were changed under the replica show.
+  const int fd = ::open((bed_.backing / "file").c_str(), O_WRONLY | O_CLOEXEC);
+  ASSERT_EQ(::pwrite(fd, "!", 1, 0), 1);
+  ::close(fd);
+  ASSERT_TRUE(process.AwaitReceived(process.Verify(kFile, {{0, 4}})));
+  EXPECT_EQ(process.verified()[2].crc[0], crc("!123"));
+}
+
+TEST_F(DataPlaneTest, P9AVerifyOfAFileThatTheSessionMayNotWriteIsRefused) {
+  ReplicaClient stranger = bed_.Open(SessionKind::kProcess);
+  const Sequence refused = stranger.Verify(kFile, {{0, 4}});
+  ASSERT_TRUE(stranger.AwaitReceived(refused));
+  EXPECT_EQ(stranger.RefusalOf(refused), RefusalCode::kNotGranted);
+  EXPECT_TRUE(stranger.verified().empty());
+  const Sequence unknown = daemon_->Verify(999, {{0, 4}});
+  ASSERT_TRUE(daemon_->AwaitReceived(unknown));
+  EXPECT_EQ(daemon_->RefusalOf(unknown), RefusalCode::kNoSuchFile);
 }
 
 TEST_F(DataPlaneTest, ARevokedFileAndARevokedSessionAreClosed) {

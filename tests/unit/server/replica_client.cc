@@ -138,6 +138,13 @@ Sequence ReplicaClient::Heartbeat() {
   return header.sequence;
 }
 
+Sequence ReplicaClient::Verify(uint64_t file, const std::vector<WireRange>& ranges) {
+  FrameHeader header = Header(FrameKind::kVerify, kFlagAckWanted);
+  header.file = file;
+  SendBytes(EncodeFrame(header, ranges, {}));
+  return header.sequence;
+}
+
 void ReplicaClient::SendBytes(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t sent = ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
@@ -184,7 +191,7 @@ std::optional<RefusalCode> ReplicaClient::RefusalOf(Sequence sequence) const {
 
 std::optional<FrameHeader> ReplicaClient::ReadReply() {
   FrameHeader header;
-  std::byte body[64];
+  std::byte body[sizeof(VerifiedBody)];
   if (!ReadAll(&header, sizeof header)) {
     return std::nullopt;
   }
@@ -209,6 +216,10 @@ std::optional<FrameHeader> ReplicaClient::ReadReply() {
     }
     case FrameKind::kRefusal:
       std::memcpy(&refusals_.emplace_back(), body, sizeof(RefusalBody));
+      break;
+    case FrameKind::kVerified:
+      std::memcpy(&verified_.emplace_back(), body, sizeof(VerifiedBody));
+      EXPECT_LT(ack_.received_sequence, verified_.back().sequence) << "acknowledged before it was answered";
       break;
     case FrameKind::kHelloAck:
       std::memcpy(&hello_ack_, body, sizeof hello_ack_);

@@ -45,6 +45,7 @@ class ReplicaClient {
                  size_t pieces = SIZE_MAX);
   Sequence Grant(SessionId session, uint64_t file, FrameKind kind = FrameKind::kGrant);
   Sequence Heartbeat();
+  Sequence Verify(uint64_t file, const std::vector<WireRange>& ranges);
   void SendBytes(std::span<const std::byte> bytes);
 
   // Reads until an acknowledgement covers `sequence`; refusals on the way are kept. False: the connection
@@ -59,6 +60,7 @@ class ReplicaClient {
   const std::vector<RefusalBody>& refusals() const { return refusals_; }
   // Code of the refusal of that frame, if it was refused.
   std::optional<RefusalCode> RefusalOf(Sequence sequence) const;
+  const std::vector<VerifiedBody>& verified() const { return verified_; }
   int socket() const { return socket_.get(); }
   void Close() { socket_.Reset(); }
   Sequence next_sequence() const { return next_; }
@@ -75,6 +77,7 @@ class ReplicaClient {
   HelloAckBody hello_ack_{};
   int acks_ = 0;
   std::vector<RefusalBody> refusals_;
+  std::vector<VerifiedBody> verified_;
 };
 
 }  // namespace pmirror::server

@@ -37,8 +37,9 @@ void wait_for_test(void) {
 }
 
 int main(int argc, char** argv) {
-  const struct command* tables[] = {map_commands,    remap_commands,  process_commands, descriptor_commands,
-                                    signal_commands, thread_commands, pmem_commands,    memory_commands};
+  const struct command* tables[] = {map_commands,        remap_commands,  process_commands,
+                                    descriptor_commands, signal_commands, thread_commands,
+                                    pmem_commands,       memory_commands, api_commands};
   if (argc != 3) {
     fprintf(stderr, "usage: guest COMMAND FILE\n");
     return 2;

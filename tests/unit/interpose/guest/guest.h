@@ -27,7 +27,7 @@ struct command {
   void (*run)(const char* file);
 };
 extern const struct command map_commands[], remap_commands[], process_commands[], descriptor_commands[],
-    signal_commands[], thread_commands[], pmem_commands[], memory_commands[];
+    signal_commands[], thread_commands[], pmem_commands[], memory_commands[], api_commands[];
 
 /* Stores a text with its NUL. */
 void store_text(char* to, const char* text);

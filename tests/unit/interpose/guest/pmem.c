@@ -6,7 +6,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "interpose/pmirror.h"
 #include "tests/unit/interpose/guest/guest.h"
 
 static char* map_pmem(const char* file) {
@@ -110,42 +109,7 @@ static void pmem2(const char* file) {
   CHECK(pmem2_config_delete(&config) == 0);
 }
 
-/* libpmirror: what a program that knows can ask for. */
-static void api(const char* file) {
-  int fd = open_file(file);
-  const char* what;
-  char* map = pmirror_map(fd, 8 * PAGE, 0, 1);
-  CHECK(map != NULL && pmirror_is_replicated(map, 8 * PAGE) && !pmirror_is_replicated(map, 9 * PAGE));
-  CHECK(pmirror_error(&what) == 0 && *what == 0);
-  store_text(map + 3 * PAGE, "second");
-  store_text(map + 10, "first");
-  struct pmirror_range ranges[] = {{map + 3 * PAGE, 7}, {map + 10, 6}, {map + 12, 2}};
-  CHECK(pmirror_flush(ranges, 3) == 0);
-  char own[64];
-  struct pmirror_range outside = {own, sizeof own};
-  CHECK(pmirror_flush(&outside, 1) == -1 && errno == EINVAL);
-  tell("flushed");
-  wait_for_test();
-  map[5 * PAGE] = 's';
-  CHECK(pmirror_sync(map + 5 * PAGE + 3, 1) == 0);
-  tell("synced");
-  wait_for_test();
-  CHECK(pmirror_flush(ranges, 1) == -1 && errno == ENOSPC);
-  CHECK(pmirror_error(&what) == ENOSPC && *what != 0);
-  _exit(0);
-}
-
-static void api_without_preload(const char* file) {
-  int fd = open_file(file);
-  char* map = pmirror_map(fd, 8 * PAGE, 0, 1);
-  struct pmirror_range range = {map + 5, 1};
-  CHECK(map != NULL && !pmirror_is_replicated(map, PAGE));
-  CHECK(pmirror_flush(&range, 1) == 0 && pmirror_sync(map, PAGE) == 0 && pmirror_error(NULL) == 0);
-}
-
-const struct command pmem_commands[] = {{"api", api},
-                                        {"api_without_preload", api_without_preload},
-                                        {"persist_one", persist_one},
+const struct command pmem_commands[] = {{"persist_one", persist_one},
                                         {"flushes_and_drain", flushes_and_drain},
                                         {"more_flushes_than_fit", more_flushes_than_fit},
                                         {"copies", copies},

@@ -3,6 +3,7 @@
 #include "replication/log_capture.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <new>
 
@@ -49,6 +50,9 @@ Result<bool> LogCapture::Capture(const CaptureTarget& target, std::span<const Ex
   const bool any = !extents.empty();
   while (!extents.empty()) {
     const Piece piece = NextPiece(extents, done);
+    if (target.group && (piece.extents != extents.size() || piece.last != extents.back().length)) {
+      return Error{E2BIG, "replicate: the group does not fit one capture"};  // a cut could fall between two
+    }
     const Result<Took> took = CapturePiece(target, extents, piece, source);
     if (!took.ok()) {
       return took.error();

@@ -66,7 +66,8 @@ absl::StatusOr<std::string> CompleteBatch(const std::string& backing, const std:
   const absl::StatusOr<ReplicaVolume::State> state = OpenAndClose(backing, record_path, record);
   if (state.ok() && !state->promotable) {
     return absl::DataLossError(fmt::format(
-        "{}: what its files show is perhaps half of a batch, and only a resync makes it whole: {}", backing, state->image));
+        "{}: what its files show is perhaps half of a batch, and only a resync makes it whole: {}", backing,
+        state->image));
   }
   return state.ok() ? absl::StatusOr<std::string>(
                           fmt::format("{}: its files are what the last complete batch left, {}, operation {}",

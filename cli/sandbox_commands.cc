@@ -58,7 +58,11 @@ void AddUp(CLI::App& sandbox, int& exit_code) {
                "daemons share the\n"
                "loopback interface, and `partition` cuts their connections; with it, packets are lost "
                "silently as in a real cut");
-  up->add_option("--rpo", options->rpo, "Recovery point objective; this version has 0 only")
+  up->add_option("--rpo", options->rpo,
+                 "Recovery point objective: 0, a time, a size, or a number of syncs as in 100syncs")
+      ->capture_default_str();
+  up->add_option("--on-lag", options->on_lag,
+                 "What a sync does when a replica is older than its RPO: throttle or proceed")
       ->capture_default_str();
   up->add_option("--on-loss", options->on_loss,
                  "What a sync does when a replica is lost: proceed, suspend or fail")

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <regex>
 
 namespace pmirror::cli {
 namespace {
@@ -116,10 +117,14 @@ absl::Status CheckOptions(const SandboxOptions& options) {
   if (options.volumes < 1 || options.volumes > kMaxSandboxVolumes) {
     return refuse(fmt::format("--volumes {}: allowed are 1 to {}", options.volumes, kMaxSandboxVolumes));
   }
-  if (options.rpo != "0") {
-    return refuse(
-        fmt::format("--rpo {}: needs asynchronous replication, which this version does not have; allowed: 0",
-                    options.rpo));
+  static const std::regex rpo("0|[0-9]+(us|ms|s|m|h|KiB|MiB|GiB|syncs)");
+  if (!std::regex_match(options.rpo, rpo)) {
+    return refuse(fmt::format(
+        "--rpo {}: allowed: 0, a time as in 50ms, a size as in 1MiB, or a number of syncs as in 100syncs",
+        options.rpo));
+  }
+  if (options.on_lag != "throttle" && options.on_lag != "proceed") {
+    return refuse(fmt::format("--on-lag {}: allowed: throttle, proceed", options.on_lag));
   }
   if (options.arbiter == "etcd") {
     return refuse("--arbiter etcd: needs failover, which this version does not have; use manual");
@@ -174,11 +179,11 @@ std::string ConfigOf(const Sandbox& sandbox, const SandboxNode& node) {
   for (const SandboxVolume& volume : sandbox.volumes) {
     text += fmt::format(
         "\n[[volume]]\nname = {}\nuuid = {}\nbacking = {}\nmount = {}\nnodes = {}\nprimary = {}\n"
-        "rpo = {}\non_loss = {}\ndeadline = {}\nsuspend = {}\ndomain = {}\n",
+        "rpo = {}\non_lag = {}\non_loss = {}\ndeadline = {}\nsuspend = {}\ndomain = {}\n",
         Quote(volume.name), Quote(volume.uuid), Quote(sandbox.Backing(node, volume).string()),
         Quote(sandbox.Mount(node, volume).string()), QuoteList(names), Quote(volume.primary),
-        Quote(sandbox.options.rpo), Quote(sandbox.options.on_loss), Quote(sandbox.options.deadline),
-        Quote(sandbox.options.suspend), Quote(sandbox.options.domain));
+        Quote(sandbox.options.rpo), Quote(sandbox.options.on_lag), Quote(sandbox.options.on_loss),
+        Quote(sandbox.options.deadline), Quote(sandbox.options.suspend), Quote(sandbox.options.domain));
     if (!sandbox.options.credit.empty()) {
       text += fmt::format("credit = {}\n", Quote(sandbox.options.credit));
     }

@@ -20,6 +20,7 @@ struct SandboxOptions {
   int volumes = 1;
   bool netns = false;
   std::string rpo = "0";
+  std::string on_lag = "throttle";
   std::string on_loss = "suspend";
   std::string arbiter = "manual";
   std::string deadline = "5s";

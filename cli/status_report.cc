@@ -14,16 +14,29 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json ReplicaJson(const control::ReplicaStatus& replica) {
-  return {{"node", replica.node()},
-          {"state", replica.state()},
-          {"dirty_bytes", replica.dirty_bytes()},
-          {"durable_seq", replica.durable_seq()},
-          {"placement", replica.placement()},
-          {"reason", replica.reason()},
-          {"reconnects", replica.reconnects()},
-          {"sender_full", replica.sender_full()},
-          {"peer_congested", replica.peer_congested()},
-          {"recaptures", replica.recaptures()}};
+  Json json = {{"node", replica.node()},
+               {"state", replica.state()},
+               {"dirty_bytes", replica.dirty_bytes()},
+               {"durable_seq", replica.durable_seq()},
+               {"placement", replica.placement()},
+               {"reason", replica.reason()},
+               {"reconnects", replica.reconnects()},
+               {"sender_full", replica.sender_full()},
+               {"peer_congested", replica.peer_congested()},
+               {"recaptures", replica.recaptures()}};
+  if (replica.has_trail()) {
+    const control::TrailStatus& trail = replica.trail();
+    json["trail"] = {{"rpo", trail.rpo()},
+                     {"lag_ns", trail.lag_ns()},
+                     {"lag_bytes", trail.lag_bytes()},
+                     {"lag_syncs", trail.lag_syncs()},
+                     {"breach_ns", trail.breach_ns()},
+                     {"point_age_ns", trail.point_age_ns()},
+                     {"batches", trail.batches()},
+                     {"batch_bytes", trail.batch_bytes()},
+                     {"captured_bytes", trail.captured_bytes()}};
+  }
+  return json;
 }
 
 Json VolumeJson(const control::VolumeStatus& volume) {
@@ -109,6 +122,12 @@ std::string StatusTable(const std::vector<control::StatusReply>& replies) {
       table +=
           fmt::format("  {:<12} {:<13} {:>12} {:>12}  {:<9} {}\n", replica.node(), replica.state(),
                       replica.dirty_bytes(), replica.durable_seq(), replica.placement(), replica.reason());
+      if (replica.has_trail()) {
+        const control::TrailStatus& trail = replica.trail();
+        table += fmt::format("  {:<12} rpo {}  lag {} ms, {} bytes, {} syncs  beyond it for {} ms\n", "",
+                             trail.rpo(), trail.lag_ns() / 1'000'000, trail.lag_bytes(), trail.lag_syncs(),
+                             trail.breach_ns() / 1'000'000);
+      }
     }
   }
   for (const std::string& warning : Warnings(replies)) {

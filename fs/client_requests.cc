@@ -78,6 +78,8 @@ void ClientRequests::AnswerLong(const Process& process, const Request& request, 
       return SyncOthers(process, request, reply);
     case RequestKind::kSyncVolume:
       return SyncVolume(process, request, reply);
+    case RequestKind::kOpenLog:
+      return OpenLog(process, request, reply);
     case RequestKind::kAwaitClose:
       return AwaitClose(request, reply);
     case RequestKind::kReport:
@@ -86,6 +88,22 @@ void ClientRequests::AnswerLong(const Process& process, const Request& request, 
       Refuse(reply.record, EINVAL,
              "this daemon knows no request of kind " + std::to_string(static_cast<uint32_t>(request.kind)));
   }
+}
+
+void ClientRequests::OpenLog(const Process& process, const Request& request, ClientReply& reply) {
+  const std::lock_guard work(process->work_mutex());  // its end closes what is there then
+  if (process->ended()) {
+    Refuse(reply.record, ESRCH, "the process has ended");
+    return;
+  }
+  const absl::StatusOr<ClientVolume::CaptureLogParts> parts =
+      volumes_[request.volume].volume.OpenCaptureLog(process->serial());
+  if (!parts.ok()) {
+    Refuse(reply.record, absl::IsNotFound(parts.status()) ? ENOENT : ENOMEM,
+           std::string(parts.status().message()));
+    return;
+  }
+  reply.descriptors = {parts->log_fd, parts->clock_fd};
 }
 
 void ClientRequests::SyncOthers(const Process& process, const Request& request, ClientReply& reply) {
@@ -181,6 +199,9 @@ bool ClientRequests::End(const Process& process, Dirt dirt) {
   }
   for (const ClientSession& session : process->TakeSessions()) {
     EndSession(session);
+  }
+  for (size_t volume = 0; volume < volumes_.size(); ++volume) {
+    volumes_[volume].volume.CloseCaptureLog(process->serial());
   }
   return true;
 }

@@ -76,6 +76,7 @@ class ClientRequests {
   bool End(const Process& process, Dirt dirt);
   void AnswerShort(const Process& process, ReceivedRequest& received, ClientReply& reply);
   void AnswerLong(const Process& process, const local::Request& request, ClientReply& reply);
+  void OpenLog(const Process& process, const local::Request& request, ClientReply& reply);
   void SyncOthers(const Process& process, const local::Request& request, ClientReply& reply);
   void SyncVolume(const Process& process, const local::Request& request, ClientReply& reply);
   void AwaitClose(const local::Request& request, ClientReply& reply);

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "fs/file_system.h"
 #include "fs/foreign_stores.h"
 #include "fs/page_listener.h"
@@ -63,6 +64,16 @@ class ClientVolume {
   virtual int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
                          Deadline deadline) = 0;
   virtual int SyncAll(ProcessSerial asking, Deadline deadline) = 0;
+
+  // What a program maps to capture for replicas that trail (replication/capture_log.h). The descriptors belong to the volume and stay valid
+  // until CloseCaptureLog. kNotFound: no replica of the volume ever trails.
+  struct CaptureLogParts {
+    int log_fd = -1;
+    int clock_fd = -1;
+  };
+  virtual absl::StatusOr<CaptureLogParts> OpenCaptureLog(ProcessSerial program) = 0;
+  // The program is gone. OK when it had none.
+  virtual void CloseCaptureLog(ProcessSerial program) = 0;
 
   // A program's note (kReport), for the log and the counters.
   virtual void Report(pid_t pid, local::ReportKind kind, FileId file, uint64_t value) = 0;

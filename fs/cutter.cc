@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See cutter.h.
+// The passes over the logs, and the order in which what they give becomes a batch. See cutter.h.
 #include "fs/cutter.h"
 
 #include <algorithm>

@@ -80,6 +80,7 @@ PrimaryVolume::~PrimaryVolume() {
   if (replicator_ != nullptr) {
     replicator_->Stop();
   }
+  trailer_.reset();
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     link->Stop();
   }
@@ -203,6 +204,9 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
                                                    log_, events_));
     paths.push_back({&links_.back()->session(), &links_.back()->operations()});
   }
+  if (absl::Status status = MakeTrailer(); !status.ok()) {
+    return status;
+  }
   replicator_ = std::make_unique<VolumeReplicator>(
       VolumeReplicator::Options{
           .volume_name = options_.name,
@@ -214,6 +218,9 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
           .refused = [this](size_t replica, int error) { links_[replica]->Refused(error); },
           .sync_backing = [this] { return SyncBacking(); }},
       *page_, log_, paths, *staging_, events_);
+  if (trailer_ != nullptr) {
+    replicator_->UseTrailer(*trailer_, cutter_->outlet());
+  }
   for (size_t i = 0; i < links_.size(); ++i) {
     runners_.push_back(std::make_unique<ResyncRunner>(
         ResyncRunner::Options{.replica = i,
@@ -236,6 +243,9 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   }
   mount_device_ = info.st_dev;
   replicator_->Start();
+  if (trailer_ != nullptr) {
+    trailer_->Start();
+  }
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     link->Start(*this);
   }
@@ -274,6 +284,10 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
     return absl::ErrnoToStatus(
         error, "not everything could be brought to the replicas; the copies are compared at the next mount");
   }
+  if (absl::Status status = FlushTrail(Deadline::After(kLeaveTimeout)); !status.ok()) {
+    return absl::Status(status.code(), fmt::format("{}; the copies are compared at the next mount",
+                                                   std::string(status.message())));
+  }
   if (writing != 0) {
     return absl::FailedPreconditionError(fmt::format(
         "{} programs still map files of the volume and may store to them; the copies are compared at "
@@ -281,9 +295,13 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
         writing));
   }
   replicator_->Stop();
+  if (trailer_ != nullptr) {
+    trailer_->Stop();
+  }
+  const auto counting = static_cast<uint8_t>(set_->set().members() | set_->set().trailing());
   for (size_t i = 0; i < links_.size(); ++i) {
     ReplicaLink& link = *links_[i];
-    const bool counts = set_->member(i);
+    const bool counts = (counting & (1U << i)) != 0;
     link.Stop();
     if (!counts) {
       continue;
@@ -293,7 +311,7 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
                                                      link.node(), std::string(status.message())));
     }
   }
-  marks_->EndSettle(settle, set_->set().members());
+  marks_->EndSettle(settle, counting);
   if (absl::Status status = marks_->Flush(); !status.ok()) {
     return status;
   }
@@ -314,6 +332,9 @@ void PrimaryVolume::Recovered(size_t replica) {
                      {{"volume", options_.name}, {"reason", std::string(status.message())}});
     }
   }
+  if (trailer_ != nullptr && trailer_->Wants(replica) && set_->member(replica)) {
+    BeginTrail(replica);
+  }
   replicator_->Wake();
 }
 
@@ -326,6 +347,9 @@ bool PrimaryVolume::Lost(size_t replica) {
   if (set_->Leave(replica)) {
     events_.Report(Severity::kError, "redundancy_lost", RedundancyOf(replica));
   }
+  if (trailer_ != nullptr) {
+    trailer_->End(replica);
+  }
   replicator_->Wake();
   return true;
 }
@@ -333,6 +357,9 @@ bool PrimaryVolume::Lost(size_t replica) {
 void PrimaryVolume::Unfit(size_t replica) {
   if (set_->Leave(replica)) {
     events_.Report(Severity::kWarning, "replica_unfit", RedundancyOf(replica));
+  }
+  if (trailer_ != nullptr) {
+    trailer_->End(replica);
   }
 }
 

@@ -14,6 +14,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,18 +26,24 @@
 #include "fs/in_sync_set.h"
 #include "fs/replica_link.h"
 #include "fs/resync_runner.h"
+#include "fs/trailer.h"
 #include "fs/volume_replicator.h"
 #include "proto/control.pb.h"
 #include "recovery/verifier.h"
 #include "recovery/volume_record.h"
+#include "replication/rpo.h"
 
 namespace pmirror::fs {
 
-class PrimaryVolume final : public ClientVolume, public recovery::Freezer, private LinkOwner {
+class PrimaryVolume final : public ClientVolume,
+                            public recovery::Freezer,
+                            private LinkOwner,
+                            private BatchCarrier {
  public:
   struct Replica {
     std::string node;
     std::vector<std::string> control;  // addresses of its daemon
+    std::optional<Rpo> rpo{};          // none: every sync waits for it
   };
   struct Options {
     std::string name;
@@ -107,6 +115,8 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer, priva
                  Deadline deadline) override;
   int SyncAll(ProcessSerial asking, Deadline deadline) override;
   void Report(pid_t pid, local::ReportKind kind, FileId file, uint64_t value) override;
+  absl::StatusOr<CaptureLogParts> OpenCaptureLog(ProcessSerial program) override;
+  void CloseCaptureLog(ProcessSerial program) override;
 
  private:
   PrimaryVolume(Options options, EventSink& events) : options_(std::move(options)), events_(events) {}
@@ -121,6 +131,14 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer, priva
   void Unfit(size_t replica) override;
   absl::Status Resync(size_t replica, ResyncPeer& peer) override;
   bool Wanted(size_t replica) override { return set_->Wanted(replica); }
+  bool Trails(size_t replica) override { return set_->trailing(replica); }
+  bool Agrees(size_t replica, bool trailing, uint64_t batch) override;
+  Fate Ship(size_t replica, uint64_t number, std::span<const std::byte> batch, Deadline deadline) override;
+  void TrailEnded(size_t replica, Fate why) override;
+  absl::Status MakeTrailer();
+  void BeginTrail(size_t replica);
+  absl::Status FlushTrail(Deadline deadline);
+  void FillTrail(size_t replica, control::ReplicaStatus& status) const;
   EventSink::Fields RedundancyOf(size_t replica) const;
   int SyncBacking() const;
 
@@ -142,6 +160,8 @@ class PrimaryVolume final : public ClientVolume, public recovery::Freezer, priva
   std::unique_ptr<InSyncSet> set_;
   std::unique_ptr<StagingPool> staging_;
   std::vector<std::unique_ptr<ReplicaLink>> links_;
+  std::unique_ptr<Cutter> cutter_;    // null: no replica ever trails
+  std::unique_ptr<Trailer> trailer_;  // likewise
   std::unique_ptr<VolumeReplicator> replicator_;
   std::vector<std::unique_ptr<ResyncRunner>> runners_;  // of links_
   std::unique_ptr<FileSystem> file_system_;

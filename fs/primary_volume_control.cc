@@ -56,6 +56,9 @@ void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCount
     // Of a replica that counts: what it has not acknowledged. Of another: the files in which it may differ.
     replica.set_dirty_bytes(set_->member(index) ? dirty_bytes
                                                 : dirty_bytes + replicator_->MarkedBytes(index));
+    if (trailer_ != nullptr && set_->trailing(index)) {
+      FillTrail(index, replica);
+    }
     replica.set_durable_seq(counters.syncs + programs.syncs);
     replica.set_placement(Name(state.placement));
     replica.set_reconnects(state.counters.reconnects + reports.reconnects);
@@ -102,10 +105,15 @@ absl::Status PrimaryVolume::Freeze() {
   if (!AllInSync()) {
     return absl::UnavailableError("a replica is not in sync; see pmirror status");
   }
-  return replicator_->gate().Freeze(kFreezeDeadline)
-             ? absl::OkStatus()
-             : absl::UnavailableError(
-                   "programs wait for the replicas: the volume cannot be frozen now; try again");
+  if (!replicator_->gate().Freeze(kFreezeDeadline)) {
+    return absl::UnavailableError(
+        "programs wait for the replicas: the volume cannot be frozen now; try again");
+  }
+  absl::Status status = FlushTrail(Deadline::After(kFreezeDeadline));
+  if (!status.ok()) {
+    Thaw();
+  }
+  return status;
 }
 
 void PrimaryVolume::Thaw() { replicator_->gate().Thaw(); }
@@ -113,13 +121,20 @@ void PrimaryVolume::Thaw() { replicator_->gate().Thaw(); }
 absl::Status PrimaryVolume::Flush(FileId id, Extent extent) {
   const std::shared_ptr<FileState> file = replicator_->Find(id);
   const int error = file == nullptr ? 0 : replicator_->SyncOthers(*file, extent, ProcessSerial::kNone);
-  return error == 0 ? absl::OkStatus()
+  return error == 0 ? FlushTrail(Deadline::After(kFreezeDeadline))
                     : absl::ErrnoToStatus(error, "what programs stored could not be brought to the replicas");
 }
 
 absl::StatusOr<bool> PrimaryVolume::Dirty(FileId id, Extent extent) {
   const std::shared_ptr<FileState> file = replicator_->Find(id);
-  return file != nullptr && replicator_->Dirty(*file, extent);
+  if (file != nullptr && replicator_->Dirty(*file, extent)) {
+    return true;
+  }
+  // What was captured before that look is on the replicas that trail, too, when it is said to be clean.
+  if (absl::Status status = FlushTrail(Deadline::After(kFreezeDeadline)); !status.ok()) {
+    return status;
+  }
+  return false;
 }
 
 }  // namespace pmirror::fs

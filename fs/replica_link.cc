@@ -255,7 +255,7 @@ bool ReplicaLink::NoteSilence(Deadline patience) {
 bool ReplicaLink::Greet(Deadline deadline) {
   return session_->EnsureConnected(deadline).ok() &&
          Exchange(FrameKind::kHeartbeat, FileId::kNone, 0, WaitLevel::kReceived, deadline) == 0 &&
-         courier_->Deliver(log_.last(), deadline) == 0;
+         (owner_->Trails(options_.index) || courier_->Deliver(log_.last(), deadline) == 0);
 }
 
 // --- frames ---

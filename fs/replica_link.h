@@ -25,6 +25,7 @@
 #include "fs/operation_courier.h"
 #include "fs/operation_log.h"
 #include "fs/resync_peer.h"
+#include "fs/trailer.h"
 #include "proto/control_client.h"
 #include "replication/data_session.h"
 #include "replication/deadline.h"
@@ -46,6 +47,10 @@ class LinkOwner {
   virtual absl::Status Resync(size_t replica, ResyncPeer& peer) = 0;
   // Syncs send to it. Any thread.
   virtual bool Wanted(size_t replica) = 0;
+  // It is sent batches, and no operations. Any thread.
+  virtual bool Trails(size_t replica) = 0;
+  // False when it is sent batches and its copy is not the one that they were made for: that is at `batch`, or does not trail at all.
+  virtual bool Agrees(size_t replica, bool trailing, uint64_t batch) = 0;
 };
 
 class ReplicaLink final : public Connector {
@@ -101,6 +106,11 @@ class ReplicaLink final : public Connector {
                                     Deadline deadline);
 
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block);
+
+  // It is changed by whole batches from here on, and has applied operations up to the one answered.
+  absl::StatusOr<uint64_t> BeginTrailing(std::chrono::milliseconds timeout);
+  // A batch, whole. kLost when nothing moves until the deadline.
+  BatchCarrier::Fate ShipBatch(uint64_t number, std::span<const std::byte> batch, Deadline deadline);
 
   // The mount ends cleanly after operation `last`.
   absl::Status Leave(uint64_t last, std::chrono::milliseconds timeout);

@@ -97,9 +97,11 @@ Error ReplicaLink::Judge(Deadline deadline) {
                         replica->operation() + 1 >= log_.first() && replica->operation() <= log_.last();
       return ours ? Error::Ok() : Error{ESHUTDOWN, "connect to the replica: its resync has to begin anew"};
     }
-    const bool good = !verdict.unusable && (verdict.decision == CopyDecision::kNew ||
-                                            verdict.decision == CopyDecision::kContinue ||
-                                            verdict.decision == CopyDecision::kReplay);
+    const bool agrees = owner_->Agrees(options_.index, replica->trailing(), replica->batch());
+    const bool good =
+        !verdict.unusable && agrees &&
+        (verdict.decision == CopyDecision::kNew || verdict.decision == CopyDecision::kContinue ||
+         verdict.decision == CopyDecision::kReplay);
     if (good && !resync_due_) {
       took_part_ = true;
       return Error::Ok();

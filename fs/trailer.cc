@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See trailer.h.
+// Who ships what when, and what an acknowledgement means for those who wait. See trailer.h.
 #include "fs/trailer.h"
 
 #include <algorithm>
@@ -92,6 +92,11 @@ void Trailer::SetPhase(Replica& state, Phase phase) {
 
 void Trailer::Collect(size_t replica) {
   const std::lock_guard cutting(cutting_);
+  active_.store(true, std::memory_order_seq_cst);
+  if (AllOff()) {
+    // What the logs still hold is of a time for which nobody collects. From the operations that this cut knows on, all are noted.
+    (void)cutter_.Make(at_rest_);
+  }
   const std::lock_guard lock(mutex_);
   SetPhase(replicas_[replica], Phase::kCollecting);
   cutter_.clock().active_since[replica].store(static_cast<uint64_t>(Deadline::Now().count()));
@@ -135,6 +140,11 @@ void Trailer::End(size_t replica) {
   SetPhase(replicas_[replica], Phase::kOff);
 }
 
+bool Trailer::Collected(size_t replica) const {
+  const std::lock_guard lock(mutex_);
+  return replicas_[replica].phase == Phase::kTrailing;
+}
+
 bool Trailer::Follows(size_t replica, uint64_t batch) const {
   const std::lock_guard lock(mutex_);
   const Replica& state = replicas_[replica];
@@ -142,6 +152,9 @@ bool Trailer::Follows(size_t replica, uint64_t batch) const {
 }
 
 void Trailer::NoteOperation(uint64_t number) {
+  if (!active_.load(std::memory_order_seq_cst)) {
+    return;
+  }
   cutter_.NoteOperation(number);
   const uint8_t trailing = LoadSet(page_.page()).trailing();
   for (size_t i = 0; i < options_.rpo.size(); ++i) {
@@ -167,6 +180,12 @@ uint64_t Trailer::operations_shipped() const {
   return least;
 }
 
+bool Trailer::AllOff() const {
+  const std::lock_guard lock(mutex_);
+  return std::all_of(replicas_.begin(), replicas_.end(),
+                     [](const Replica& replica) { return replica.phase == Phase::kOff; });
+}
+
 // --- what programs say ---
 
 void Trailer::Watch() {
@@ -174,12 +193,18 @@ void Trailer::Watch() {
   while (true) {
     FutexWait(&clock.wake, 0, Deadline::After(kWatchSlice), FutexScope::kShared);
     const bool woken = clock.wake.exchange(0, std::memory_order_seq_cst) != 0;
-    const bool full = cutter_.fill() >= kFullEnough;
+    {
+      const std::lock_guard cutting(cutting_);
+      active_ = active_ && !AllOff();  // operations need not be noted any more
+    }
+    if (active_ && cutter_.fill() >= kFullEnough) {
+      CutNow();  // also while a batch is on its way: programs need room
+    }
     const std::lock_guard lock(mutex_);
     if (stopping_) {
       return;
     }
-    bool urgent = full;
+    bool urgent = false;
     for (size_t i = 0; i < options_.rpo.size(); ++i) {
       if (replicas_[i].phase == Phase::kTrailing) {
         urgent = urgent || Lags(i, 2);

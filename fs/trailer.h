@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -18,8 +19,8 @@
 
 #include "absl/status/status.h"
 #include "fs/cutter.h"
-#include "fs/rpo.h"
 #include "replication/deadline.h"
+#include "replication/rpo.h"
 #include "replication/types.h"
 
 namespace pmirror::fs {
@@ -64,6 +65,8 @@ class Trailer {
   // It does not trail any more; what was kept for it goes.
   void End(size_t replica);
 
+  // It gets batches; not only kept what it will get.
+  bool Collected(size_t replica) const;
   // Whether a copy that says so of itself is the one we ship to.
   bool Follows(size_t replica, uint64_t batch) const;
 
@@ -104,6 +107,7 @@ class Trailer {
   bool Lags(size_t replica, int parts) const;
   void NoteBreach(Replica& state, bool breached);
   void SetPhase(Replica& state, Phase phase);
+  bool AllOff() const;
   std::chrono::nanoseconds Interval(size_t replica) const;
   bool Nothing(size_t replica) const;
 
@@ -114,6 +118,8 @@ class Trailer {
   const Cutter::AtRest at_rest_;
   BatchCarrier& carrier_;
 
+  std::atomic<bool> active_{
+      false};           // some replica is in a phase other than kOff, or was; written under cutting_
   std::mutex cutting_;  // one cut at a time, and its distribution; before mutex_
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -55,7 +55,7 @@ int VolumeReplicator::Change(LocalChange local_change) {
     if (const int error = local_change(op); error != 0) {
       return error;
     }
-    number = log_.Append(op);
+    number = Append(op);
     NoteOrphans(op);
     DropIfGone(op);
   }
@@ -86,7 +86,7 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
         page_.AbandonSizeOperation(file.slot_index());
         return error;
       }
-      number = log_.Append(op);
+      number = Append(op);
     }
     struct stat info {};
     const bool known = ::fstat(file.backing_fd(), &info) == 0;
@@ -107,6 +107,21 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
     result = Send(file, capture, WaitLevel::kReceived, nullptr);
   }
   return result;
+}
+
+void VolumeReplicator::UseTrailer(Trailer& trailer, CaptureOutlet outlet) {
+  trailer_ = &trailer;
+  replication_.UseCaptureLog(outlet);
+  own_replication_.UseCaptureLog(outlet);
+}
+
+// Under the namespace lock.
+uint64_t VolumeReplicator::Append(NamespaceOp& op) {
+  const uint64_t number = log_.Append(op);
+  if (trailer_ != nullptr) {
+    trailer_->NoteOperation(number);
+  }
+  return number;
 }
 
 // Under the namespace lock.
@@ -167,7 +182,7 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
   int result = 0;
   while (true) {
     const SetWord set = LoadSet(page_.page());
-    const auto wanted = static_cast<uint8_t>((set.members() | set.joiners()) & ~done);
+    const auto wanted = static_cast<uint8_t>(set.sent_to() & ~done);
     if (wanted == 0 && MaySucceed(page_.page(), set)) {
       break;
     }
@@ -215,9 +230,13 @@ int VolumeReplicator::MakeRoom() {
     return 0;
   }
   const int error = SyncTree([] { return 0; });
+  if (error == 0 && log_.full() && trailer_ != nullptr) {
+    (void)trailer_->Flush(Deadline::After(Patience::Longest(page_.page())));
+    Trim();
+  }
   if (error == 0 && log_.full()) {
     const SetWord set = LoadSet(page_.page());
-    TrimTo(static_cast<uint8_t>(set.members() | set.joiners()));
+    TrimTo(set.sent_to());
   }
   return error != 0 ? error : log_.full() ? EIO : 0;
 }
@@ -225,9 +244,11 @@ int VolumeReplicator::MakeRoom() {
 void VolumeReplicator::Trim() { TrimTo(UINT8_MAX); }
 
 void VolumeReplicator::TrimTo(uint8_t replicas) {
-  uint64_t durable = log_.last();
+  // Who trails gets operations by way of batches.
+  uint64_t durable = std::min(log_.last(), trailer_ != nullptr ? trailer_->operations_shipped() : UINT64_MAX);
+  const uint8_t trailing = LoadSet(page_.page()).trailing();
   for (size_t i = 0; i < sessions_.size(); ++i) {
-    if ((replicas & (1U << i)) != 0) {
+    if ((replicas & ~trailing & (1U << i)) != 0) {
       durable = std::min(durable, sessions_[i]->OperationDurable());
     }
   }

@@ -31,6 +31,7 @@
 #include "fs/operation_log.h"
 #include "fs/replicator.h"
 #include "fs/sync_rounds.h"
+#include "fs/trailer.h"
 #include "fs/volume_page_owner.h"
 #include "recovery/block_checksums.h"
 #include "recovery/mark_map.h"
@@ -75,6 +76,9 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
 
   // What programs store through mappings. Before the first request; without it there are no such programs.
   void UseForeignStores(ForeignStores* stores) { stores_ = stores; }
+
+  // Replicas may trail. Before the first request; both must outlive the engine.
+  void UseTrailer(Trailer& trailer, CaptureOutlet outlet);
 
   // The thread that brings over what a failure, or a program that ended, left dirty.
   void Start();
@@ -164,6 +168,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int AwaitOperation(uint64_t number, Sender sender = Sender::kCaller);
   uint64_t LastOperationOf(FileState& file);
   int MakeRoom();
+  uint64_t Append(NamespaceOp& op);
   void NoteOrphans(const NamespaceOp& op);
   void DropIfGone(const NamespaceOp& op);
   int SendWritten(FileState& file, Extent extent, WaitLevel level, LocalPersist* local);
@@ -198,6 +203,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   Replication replication_;
   Replication own_replication_;
   std::atomic<ForeignStores*> stores_{nullptr};
+  Trailer* trailer_ = nullptr;  // null: no replica ever trails
 
   FreezeGate gate_;
   std::mutex namespace_mutex_;

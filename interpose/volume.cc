@@ -13,8 +13,26 @@
 #include "interpose/own_descriptors.h"
 #include "interpose/thread_state.h"
 #include "replication/patience.h"
+#include "replication/signal_guard.h"
 
 namespace pmirror::interpose {
+
+namespace {
+
+// Maps what the daemon answered, in the place of what was there before.
+template <typename Memory>
+Error MapShared(int fd, Memory*& memory) {
+  const int fixed = memory == nullptr ? 0 : MAP_FIXED;
+  void* const mapped =
+      kernel::Mmap(memory, sizeof(Memory), PROT_READ | PROT_WRITE, MAP_SHARED | fixed, fd, 0);
+  if (mapped == MAP_FAILED) {
+    return Error::FromErrno("map the capture log");
+  }
+  memory = static_cast<Memory*>(mapped);
+  return Error::Ok();
+}
+
+}  // namespace
 
 Result<Connector::Connection> DaemonConnector::Connect(SessionId session, Sequence next_sequence,
                                                        Deadline deadline) {
@@ -77,6 +95,7 @@ Error Volume::Replace(const local::Mount& mount, const VolumePage* page) {
       session->Renew();
     }
   }
+  log_ready_.store(false, std::memory_order_release);  // the other daemon has another
   return Error::Ok();
 }
 
@@ -98,8 +117,38 @@ Error Volume::MakeReady(StagingPool& staging) {
   return Error::Ok();
 }
 
+Error Volume::EnsureLog() {
+  if (page_->trails == 0 || log_ready_.load(std::memory_order_acquire)) {
+    return Error::Ok();
+  }
+  const SignalBlock block;
+  const FutexLock lock(log_lock_);
+  if (log_ready_.load(std::memory_order_relaxed)) {
+    return Error::Ok();
+  }
+  const Error result = link_->AskLong(
+      local::RequestKind::kOpenLog, WaitDeadline(), [&](local::Request& request) { request.volume = index_; },
+      [&](DaemonLink::Answer& answer) -> Error {
+        if (answer.descriptor_count != 2) {
+          return {EPROTO, "open the capture log: its descriptors did not come"};
+        }
+        PMIRROR_RETURN_IF_ERROR(MapShared(answer.descriptors[0].get(), log_));
+        return MapShared(answer.descriptors[1].get(), clock_);
+      });
+  if (!result.ok()) {
+    return result;
+  }
+  if (!log_writer_.has_value()) {
+    log_writer_.emplace(*log_);
+    replication_->UseCaptureLog({.clock = clock_, .log = &*log_writer_});
+  }
+  log_ready_.store(true, std::memory_order_release);
+  return Error::Ok();
+}
+
 Error Volume::Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                         LocalPersist* local) {
+  PMIRROR_RETURN_IF_ERROR(EnsureLog());
   const Error result = replication_->Replicate(target, extents, source, WaitLevel::kDurable, local);
   uint64_t stalls = 0;
   for (const DataSession* session : sessions_) {
@@ -146,7 +195,7 @@ void Volume::TellStalls(uint64_t stalls) {
 
 bool Volume::Alone() const {
   const SetWord set = LoadSet(*page_);
-  return set.members() == 0 && set.joiners() == 0 && MaySucceed(*page_, set) &&
+  return set.sent_to() == 0 && set.trailing() == 0 && MaySucceed(*page_, set) &&
          page_->state.load(std::memory_order_acquire) == static_cast<uint32_t>(VolumeState::kServing);
 }
 
@@ -163,6 +212,8 @@ void Volume::Disconnect(uint32_t replica) {
 }
 
 void Volume::ResetInChild() {
+  log_lock_.ResetAfterFork();
+  log_ready_.store(false, std::memory_order_relaxed);  // the parent's: it ends with the parent
   for (DataSession* session : sessions_) {
     if (session != nullptr) {
       session->Disconnect(/*silently=*/true);

@@ -12,7 +12,9 @@
 #include <span>
 
 #include "interpose/daemon_link.h"
+#include "replication/capture_log.h"
 #include "replication/data_session.h"
+#include "replication/futex_mutex.h"
 #include "replication/replicate.h"
 #include "replication/staging.h"
 #include "replication/types.h"
@@ -63,6 +65,8 @@ class Volume : public SyncObserver {
 
   // Whether the replicas hold what a capture of this file copied. Errors as Replicate, or as verify.h.
   Error Verify(const VerifyRequest& request, VerifyResult& result);
+  // Has a capture log when a replica of the volume may trail. Any thread; async-signal-safe.
+  Error EnsureLog();
 
   // As SyncedFile::Alone().
   bool Alone() const;
@@ -96,6 +100,12 @@ class Volume : public SyncObserver {
   std::array<DaemonConnector, kMaxReplicas> connectors_;
   std::array<DataSession*, kMaxReplicas> sessions_{};
   std::optional<Replication> replication_;
+  // Of this process, or the parent's until a forked child has its own in the same place.
+  FutexMutex log_lock_;
+  CaptureLogMemory* log_ = nullptr;  // guarded by log_lock_ until log_ready_
+  CaptureClock* clock_ = nullptr;    // likewise
+  std::optional<CaptureWriter> log_writer_;
+  std::atomic<bool> log_ready_{false};
   std::atomic<bool> ready_{false};
   // What the daemon knows of the sessions' counters.
   std::atomic<uint64_t> stalls_told_{0};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See batch.h.
+// How captures lie over each other, and the form in which they travel. See batch.h.
 #include "recovery/batch.h"
 
 #include <linux/falloc.h>

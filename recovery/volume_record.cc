@@ -105,8 +105,8 @@ absl::StatusOr<std::optional<VolumeRecord>> LoadVolumeRecord(const std::string& 
   }
   text.resize(length);
   static constexpr std::array<const char*, 11> kKeys = {
-      "volume", "generation", "epoch", "mount_number", "operation",
-      "clean",  "resyncing",  "undo",  "rolled_back",  "trailing", "boot"};
+      "volume",    "generation", "epoch",       "mount_number", "operation", "clean",
+      "resyncing", "undo",       "rolled_back", "trailing",     "boot"};
   const std::vector<std::string> lines = absl::StrSplit(text, '\n');
   if (lines.front() != kFirstLine) {
     return Corrupt(path, "line 1: not a replica record of this version");

@@ -52,10 +52,13 @@ enum class RequestKind : uint32_t {
   // This process had another daemon before, and has told this one of every file and mapping: what the daemon knew of it from /proc is not
   // needed any more. Over the main connection.
   kRejoined = 11,
+  // The process's capture log of `volume` (replication/capture_log.h), the same one whenever it is asked for. fds: [log, clock]. ENOENT: no
+  // replica of the volume ever trails.
+  kOpenLog = 12,
   // First on a connection, instead of a hello, of any program, preloaded or not: it wants to know how the volumes are, and has nothing to do
   // with their files. Reply: mounts; fds: one volume page per mount. From then on the daemon sends an Event for each change, the present
   // state of each volume first; a program that says kObserve again on the same connection is refused.
-  kObserve = 12,
+  kObserve = 13,
 };
 // Milliseconds that mmap waits for programs without the library to close the file, before it fails with EBUSY. Set by `pmirror run --wait`.
 constexpr char kWaitEnvironment[] = "PMIRROR_WAIT_MS";

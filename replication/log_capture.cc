@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See log_capture.h.
+// One capture, step by step, and the look at the RPO. See log_capture.h.
 #include "replication/log_capture.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <new>
 
 #include "replication/crc32c.h"
 #include "replication/futex_mutex.h"
+#include "replication/replica_mask.h"
 #include "replication/signal_guard.h"
 
 namespace pmirror {
@@ -16,13 +16,6 @@ namespace {
 
 constexpr uint64_t kSplitAt = 64;  // bytes: pieces end on cache lines of the file, as frames do
 constexpr uint32_t kMaxPieceRanges = 512;
-
-template <typename Visit>
-void ForEach(uint8_t replicas, Visit visit) {
-  for (; replicas != 0; replicas &= static_cast<uint8_t>(replicas - 1)) {
-    visit(static_cast<size_t>(std::countr_zero(replicas)));
-  }
-}
 
 }  // namespace
 

@@ -8,14 +8,11 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
-#include <optional>
 
+#include "replication/converging_sync.h"
 #include "replication/frame_filler.h"
 #include "replication/futex_mutex.h"
-#include "replication/log_capture.h"
-#include "replication/patience.h"
 #include "replication/signal_guard.h"
 
 namespace pmirror {
@@ -24,24 +21,12 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kConnectSlice{
-    1000};                              // one try to connect, after which the volume page is looked at again
-constexpr milliseconds kFirstPause{1};  // between attempts that cannot succeed at once; doubles up to
+    1000};  // one try to connect, after which the volume page is looked at again
 constexpr milliseconds kLongestPause{64};
 // What one frame of a large capture carries at most: while the replica applies it, the next one is copied. Measured with 4 MiB in pages: a
 // quarter less time than with the largest frames, and no more with smaller ones.
 constexpr size_t kPipelinedFrame = 256 << 10;
 constexpr int kRetriesAtOnce = 3;  // then with pauses: what was in the way is still there
-
-using ReplicaMask = uint8_t;
-constexpr ReplicaMask kAllReplicas = UINT8_MAX;
-constexpr ReplicaMask Bit(size_t replica) { return static_cast<ReplicaMask>(1U << replica); }
-
-template <typename Function>
-void ForEach(ReplicaMask mask, Function function) {
-  for (unsigned left = mask; left != 0; left &= left - 1) {
-    function(static_cast<size_t>(std::countr_zero(left)));
-  }
-}
 
 // What a refusal with a reason means for the sync: an error, or nothing when waiting may cure it.
 Error Judge(const RefusalBody& refusal) {
@@ -64,90 +49,7 @@ Error Judge(const RefusalBody& refusal) {
   return {EIO, "replicate: refused for an unknown reason"};
 }
 
-class Sync {
- public:
-  Sync(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
-       SyncObserver& observer, const CaptureTarget& target, std::span<const Extent> extents,
-       ByteSource& source, WaitLevel level, LocalPersist* local, ReplicaMask considered, CaptureOutlet outlet)
-      : page_(page),
-        considered_(considered),
-        outlet_(outlet),
-        sessions_(sessions),
-        staging_(staging),
-        observer_(observer),
-        target_(target),
-        extents_(extents),
-        source_(source),
-        level_(level),
-        local_(local),
-        patience_(page, observer, target.file) {}
-
-  Error Run() {
-    const Error error = Converge();
-    patience_.Ended(error.code);
-    return error;
-  }
-
- private:
-  // One capture on its way: what each replica was sent and said.
-  struct Attempt {
-    Order order;
-    SetWord set;
-    Epoch epoch{};
-    ReplicaMask begun = 0;  // captures registered with these sessions
-    ReplicaMask alive = 0;  // nothing has gone wrong with these yet
-    std::array<CaptureInFlight, kMaxReplicas> captures;
-    std::array<Receipt, kMaxReplicas> receipts;
-    bool barrier_sent = false;
-    uint64_t bytes = 0;  // payload sent
-  };
-
-  Error Converge();
-  Error Fenced() const;
-  void Adopt(SetWord set);
-  ReplicaMask Reachable(ReplicaMask missing);
-  Error CaptureFor(ReplicaMask trailing);
-  bool AwaitRpo(SetWord set);
-  Error Try(SetWord set, ReplicaMask replicas);
-  std::optional<Order> TakeOrderPatiently();
-  Error SendAll(Attempt& attempt);
-  bool SizeMoved(Attempt& attempt);
-  void DropLeavers(Attempt& attempt);
-  void SendToEach(Attempt& attempt, FrameToSend frame);
-  void SendBarrier(Attempt& attempt);
-  size_t FrameBudget(ReplicaMask replicas) const;
-  SendStatus AwaitOne(Attempt& attempt, size_t replica);
-  Error Conclude(Attempt& attempt, size_t replica, SendStatus status);
-  void PersistHere();
-  void Pause();
-  void Advanced(uint64_t bytes);
-
-  const VolumePage& page_;
-  const ReplicaMask considered_;
-  const CaptureOutlet outlet_;
-  const std::span<DataSession* const> sessions_;
-  StagingPool& staging_;
-  SyncObserver& observer_;
-  const CaptureTarget& target_;
-  const std::span<const Extent> extents_;
-  ByteSource& source_;
-  const WaitLevel level_;
-  LocalPersist* const local_;
-  Patience patience_;
-
-  ReplicaMask done_ = 0;  // these have it at the wanted level
-  std::optional<SetWord> seen_;
-  uint64_t seen_epoch_ = 0;
-  bool persisted_ = false;
-  bool captured_ = false;  // something, for replicas that trail
-  Error local_error_;
-  bool sent_before_ = false;  // a frame of an earlier attempt may have arrived
-  uint64_t furthest_ = 0;     // bytes that any attempt has got into the transport
-  int retries_ = 0;
-  bool superseded_ = false;  // a replica said so when we connected
-  bool pause_ = false;       // another attempt at once would be in vain
-  milliseconds next_pause_ = kFirstPause;
-};
+}  // namespace
 
 Error Sync::Converge() {
   while (true) {
@@ -518,8 +420,6 @@ void Sync::Advanced(uint64_t bytes) {
     patience_.Progress();
   }
 }
-
-}  // namespace
 
 Replication::Replication(const VolumePage& page, std::span<DataSession* const> sessions, StagingPool& staging,
                          SyncObserver& observer)

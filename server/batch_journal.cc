@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See batch_journal.h.
+// The file and its replacement. See batch_journal.h.
 #include "server/batch_journal.h"
 
 #include "absl/strings/str_cat.h"

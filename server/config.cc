@@ -129,16 +129,45 @@ void ReadNodes(TomlSection& section, const Config& config, VolumeConfig& volume)
   }
 }
 
-void ReadPolicy(TomlSection& section, VolumeConfig& volume) {
+// One for all replicas, and others by name.
+void ReadRpo(TomlSection& section, VolumeConfig& volume) {
+  const auto on_lag = static_cast<OnLag>(section.OneOf(
+      "on_lag", "throttle",
+      {{"throttle", static_cast<int>(OnLag::kThrottle)}, {"proceed", static_cast<int>(OnLag::kProceed)}}));
+  const auto keep = [&](const std::string& node, const Rpo& rpo) {
+    volume.rpo_of.erase(node);
+    if (rpo.time.count() != 0 || rpo.bytes != 0 || rpo.syncs != 0) {
+      volume.rpo_of[node] = rpo;
+      volume.rpo_of[node].on_lag = on_lag;
+    }
+  };
   volume.rpo = section.String("rpo", "0");
-  if (volume.rpo != "0") {
-    if (ParseDuration(volume.rpo).ok() || ParseSize(volume.rpo).ok()) {
-      section.Wrong("rpo",
-                    "needs asynchronous replication, which this version does not have; allowed: \"0\"");
+  const absl::StatusOr<Rpo> rpo = ParseRpo(volume.rpo);
+  if (!rpo.ok()) {
+    section.Wrong("rpo", Sentence(rpo.status()));
+    return;
+  }
+  for (const std::string& node : volume.nodes) {
+    keep(node, *rpo);
+  }
+  const std::vector<std::string> of = section.Strings("replica_rpo", 0);
+  for (size_t i = 0; i < of.size(); ++i) {
+    const size_t equals = of[i].find('=');
+    const std::string node = of[i].substr(0, equals);
+    const absl::StatusOr<Rpo> own = ParseRpo(equals == std::string::npos ? "" : of[i].substr(equals + 1));
+    if (!Contains(volume.nodes, node)) {
+      section.WrongEntry("replica_rpo", i,
+                         "names none of the volume's nodes; allowed: \"NODE=RPO\", as in \"n3=30s\"");
+    } else if (!own.ok()) {
+      section.WrongEntry("replica_rpo", i, Sentence(own.status()));
     } else {
-      section.Wrong("rpo", "is no recovery point objective; allowed: \"0\"");
+      keep(node, *own);
     }
   }
+}
+
+void ReadPolicy(TomlSection& section, VolumeConfig& volume) {
+  ReadRpo(section, volume);
   volume.on_loss = static_cast<OnLoss>(section.OneOf("on_loss", "suspend",
                                                      {{"suspend", static_cast<int>(OnLoss::kSuspend)},
                                                       {"fail", static_cast<int>(OnLoss::kFail)},
@@ -185,8 +214,8 @@ void CheckPlaces(TomlSection& section, const Config& config, const VolumeConfig&
 
 VolumeConfig ReadVolume(TomlSection& section, const Config& config) {
   VolumeConfig volume;
-  section.AllowOnly({"name", "uuid", "backing", "mount", "nodes", "primary", "rpo", "on_loss", "deadline",
-                     "suspend", "domain", "credit"});
+  section.AllowOnly({"name", "uuid", "backing", "mount", "nodes", "primary", "rpo", "replica_rpo", "on_lag",
+                     "on_loss", "deadline", "suspend", "domain", "credit"});
   volume.name = ReadName(section);
   const absl::StatusOr<Uuid> uuid = ParseUuid(section.String("uuid"));
   if (uuid.ok()) {

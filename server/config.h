@@ -7,12 +7,14 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "replication/persistence.h"
+#include "replication/rpo.h"
 #include "replication/types.h"
 #include "replication/volume_page.h"
 
@@ -32,8 +34,9 @@ struct VolumeConfig {
   std::filesystem::path mount;
   std::vector<std::string>
       nodes;  // those that hold a copy; bit i of an in-sync set is the i-th of them that is not the primary
-  std::string primary;  // of the first mount
-  std::string rpo;      // "0"
+  std::string primary;                // of the first mount
+  std::string rpo;                    // as in the file: "0", "50ms", "1MiB", "100syncs"
+  std::map<std::string, Rpo> rpo_of;  // of each node but those whose RPO is 0
   OnLoss on_loss = OnLoss::kSuspend;
   std::chrono::nanoseconds deadline{};
   std::chrono::nanoseconds suspend{};

@@ -13,6 +13,8 @@
 namespace pmirror::server {
 namespace {
 
+constexpr std::chrono::milliseconds kLeastRpo{1};
+
 struct Unit {
   std::string_view name;
   uint64_t factor;
@@ -62,6 +64,30 @@ absl::StatusOr<uint64_t> ParseSize(std::string_view text) {
         "is no size; allowed: a whole number of bytes, or with KiB, MiB or GiB, as in \"1MiB\"");
   }
   return *value;
+}
+
+absl::StatusOr<Rpo> ParseRpo(std::string_view text) {
+  Rpo rpo;
+  rpo.text = std::string(text);
+  constexpr std::string_view kSyncs = "syncs";
+  if (text == "0") {
+    return rpo;
+  }
+  if (text.ends_with(kSyncs)) {
+    const absl::StatusOr<uint64_t> count = ParseSize(text.substr(0, text.size() - kSyncs.size()));
+    rpo.syncs = count.ok() ? *count : 0;
+  } else if (const absl::StatusOr<std::chrono::nanoseconds> time = ParseDuration(text); time.ok()) {
+    rpo.time = *time;
+  } else if (const absl::StatusOr<uint64_t> bytes = ParseSize(text); bytes.ok()) {
+    rpo.bytes = *bytes;
+  }
+  if (rpo.time < kLeastRpo && rpo.bytes == 0 && rpo.syncs == 0) {
+    return absl::InvalidArgumentError(
+        "is no recovery point objective; allowed: 0, a time of 1ms or more as in \"50ms\", a size as in "
+        "\"1MiB\", or a "
+        "number of syncs as in \"100syncs\"");
+  }
+  return rpo;
 }
 
 absl::StatusOr<Uuid> ParseUuid(std::string_view text) {

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "replication/rpo.h"
 #include "replication/types.h"
 
 namespace pmirror::server {
@@ -18,6 +19,9 @@ absl::StatusOr<std::chrono::nanoseconds> ParseDuration(std::string_view text);
 
 // "4096", "64KiB", "1MiB", "2GiB": bytes.
 absl::StatusOr<uint64_t> ParseSize(std::string_view text);
+
+// "0", a time, a size, or "100syncs".
+absl::StatusOr<Rpo> ParseRpo(std::string_view text);
 
 // "01234567-89ab-cdef-0123-456789abcdef", not all zero.
 absl::StatusOr<Uuid> ParseUuid(std::string_view text);

@@ -212,12 +212,20 @@ struct ControlService::Impl final : control::Control::Service {
   }
 
   grpc::Status BeginTrailing(grpc::ServerContext*, const control::BeginTrailingRequest* request,
-                             control::BeginTrailingReply*) override {
+                             control::BeginTrailingReply* reply) override {
     if (grpc::Status refusal = Admit(request->node()); !refusal.ok()) {
       return refusal;
     }
     auto [replica, refusal] = Replica(request->volume());
-    return replica == nullptr ? refusal : ToGrpc(replica->BeginTrailing(*request));
+    if (replica == nullptr) {
+      return refusal;
+    }
+    absl::StatusOr<control::BeginTrailingReply> begun = replica->BeginTrailing(*request);
+    if (!begun.ok()) {
+      return ToGrpc(begun.status());
+    }
+    *reply = *std::move(begun);
+    return grpc::Status::OK;
   }
 
   grpc::Status ChangeTree(grpc::ServerContext*, const control::ChangeTreeRequest* request,

@@ -56,7 +56,8 @@ class ReplicaView {
   virtual absl::Status ChangeTree(const control::ChangeTreeRequest& request) = 0;
   virtual absl::Status AdoptMount(const control::AdoptMountRequest& request) = 0;
   virtual absl::Status EndResync(const control::EndResyncRequest& request) = 0;
-  virtual absl::Status BeginTrailing(const control::BeginTrailingRequest& request) = 0;
+  virtual absl::StatusOr<control::BeginTrailingReply> BeginTrailing(
+      const control::BeginTrailingRequest& request) = 0;
   virtual absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) = 0;
   virtual absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) = 0;
   // As PrimaryView's; `replicas` gets this node's own copy, which calls itself in-sync only while the primary

@@ -227,7 +227,11 @@ absl::Status Daemon::MountPrimaries() {
     options.socket = config_.socket.string();
     options.state_directory = config_.state_dir.string();
     for (const std::string& node : volume.NodesBut(config_.name)) {
-      options.replicas.push_back({node, config_.Peer(node)->control});
+      const auto rpo = volume.rpo_of.find(node);
+      options.replicas.push_back(
+          {.node = node,
+           .control = config_.Peer(node)->control,
+           .rpo = rpo == volume.rpo_of.end() ? std::nullopt : std::optional<Rpo>(rpo->second)});
     }
     options.on_loss = volume.on_loss;
     options.deadline = volume.deadline;

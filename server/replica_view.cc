@@ -76,11 +76,18 @@ absl::StatusOr<control::BeginResyncReply> ReplicaVolumeView::BeginResync(
   return reply;
 }
 
-absl::Status ReplicaVolumeView::BeginTrailing(const control::BeginTrailingRequest& request) {
-  return volume_.BeginTrailing({.node = request.node(),
-                                .epoch = Epoch{request.epoch()},
-                                .generation = request.generation(),
-                                .mount_number = request.mount_number()});
+absl::StatusOr<control::BeginTrailingReply> ReplicaVolumeView::BeginTrailing(
+    const control::BeginTrailingRequest& request) {
+  const absl::StatusOr<uint64_t> operation = volume_.BeginTrailing({.node = request.node(),
+                                                                    .epoch = Epoch{request.epoch()},
+                                                                    .generation = request.generation(),
+                                                                    .mount_number = request.mount_number()});
+  if (!operation.ok()) {
+    return operation.status();
+  }
+  control::BeginTrailingReply reply;
+  reply.set_operation(*operation);
+  return reply;
 }
 
 absl::Status ReplicaVolumeView::ChangeTree(const control::ChangeTreeRequest& request) {

@@ -29,7 +29,8 @@ class ReplicaVolumeView : public ReplicaView {
   absl::Status ChangeTree(const control::ChangeTreeRequest& request) override;
   absl::Status AdoptMount(const control::AdoptMountRequest& request) override;
   absl::Status EndResync(const control::EndResyncRequest& request) override;
-  absl::Status BeginTrailing(const control::BeginTrailingRequest& request) override;
+  absl::StatusOr<control::BeginTrailingReply> BeginTrailing(
+      const control::BeginTrailingRequest& request) override;
   absl::StatusOr<recovery::Inventory> Inventory(recovery::InventoryDetail detail) override;
   absl::StatusOr<recovery::BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
   void FillStatus(control::VolumeStatus& status) override;

@@ -108,8 +108,9 @@ class ReplicaVolume {
   absl::Status EndResync(uint64_t token);
 
   // From here on the copy is changed by whole batches only, and shows the last one that was acknowledged, or a later one, whatever happens
-  // (docs/internals/rpo.md). The sessions of programs have ended when this returns OK. kFailedPrecondition: it is not in sync with that mount.
-  absl::Status BeginTrailing(const ResyncRequest& request);
+  // (docs/internals/rpo.md). The sessions of programs have ended when this returns the operation that was applied last. kFailedPrecondition: it
+  // is not in sync with that mount.
+  absl::StatusOr<uint64_t> BeginTrailing(const ResyncRequest& request);
 
   struct Departure {
     Epoch epoch{};
@@ -225,6 +226,7 @@ class ReplicaVolume {
   absl::Status SettleBatches();
   absl::Status ContinueBatches();
   absl::Status ContinueGroup();
+  absl::Status Doubt(const absl::Status& why);
   Outcome TakeBatch(const FrameHeader& header, std::span<const WireRange> ranges,
                     std::span<const std::byte> payload);
   Outcome StoreAndApply(std::span<const std::byte> bytes, const recovery::BatchView& batch);
@@ -262,6 +264,7 @@ class ReplicaVolume {
   std::vector<std::byte> incoming_;
   recovery::BatchBuilder::Identity batch_;  // that was applied last; 0: none since it trails
   uint64_t batch_half_done_ = 0;            // number of one that is in the journal and not in the files
+  std::string doubt_;                       // why the files may show half of one, found at the start
   std::vector<std::shared_ptr<BackingFile>> batch_files_;  // what it changed, and is perhaps not durable
 
   std::mutex namespace_mutex_;

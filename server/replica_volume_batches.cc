@@ -22,7 +22,7 @@ Outcome OutcomeOfStatus(const absl::Status& status) {
 
 }  // namespace
 
-absl::Status ReplicaVolume::BeginTrailing(const ResyncRequest& request) {
+absl::StatusOr<uint64_t> ReplicaVolume::BeginTrailing(const ResyncRequest& request) {
   const std::lock_guard lock(control_mutex_);
   if (absl::Status status =
           CheckHistory(request.node, request.epoch, request.mount_number, request.generation);
@@ -52,7 +52,9 @@ absl::Status ReplicaVolume::BeginTrailing(const ResyncRequest& request) {
   trailing_ = true;
   spdlog::info("event=trailing_began volume={} node={} mount_number={} operation={}", options_.name,
                request.node, record_.mount_number, applied_operation());
-  return absl::OkStatus();
+  // None comes after it: operations of the daemon's session are refused from here on.
+  const std::lock_guard tree_lock(namespace_mutex_);
+  return applied_operation();
 }
 
 // What the batches did is durable, and there is no journal any more: before anything else changes the files. Under control_mutex_ and
@@ -69,6 +71,7 @@ absl::Status ReplicaVolume::SettleBatches() {
   incoming_ = {};
   batch_ = {};
   batch_half_done_ = 0;
+  doubt_.clear();
   return journal_.Remove();
 }
 
@@ -96,27 +99,39 @@ absl::Status ReplicaVolume::ContinueBatches() {
   if (!record_.trailing) {
     return absl::OkStatus();
   }
+  trailing_ = true;
   const absl::StatusOr<std::optional<std::vector<std::byte>>> stored = journal_.Load();
+  if (absl::IsDataLoss(stored.status())) {
+    return Doubt(stored.status());
+  }
   if (!stored.ok()) {
     return stored.status();
   }
-  trailing_ = true;
   if (!stored->has_value()) {
     return absl::OkStatus();
   }
   const absl::StatusOr<recovery::BatchView> batch = recovery::BatchView::Parse(**stored);
   if (!batch.ok() || batch->identity().mount_number != record_.mount_number) {
-    return absl::DataLossError(absl::StrCat("the batch journal of ", options_.backing, " is of mount ",
-                                            batch.ok() ? batch->identity().mount_number : 0,
-                                            ", its record of mount ", record_.mount_number));
+    return Doubt(absl::DataLossError(absl::StrCat("the batch journal of ", options_.backing, " is of mount ",
+                                                  batch.ok() ? batch->identity().mount_number : 0,
+                                                  ", its record of mount ", record_.mount_number)));
   }
   if (const Outcome outcome = ApplyBatch(*batch); outcome) {
-    return absl::InternalError(absl::StrCat("batch ", batch->identity().number, " of ", options_.backing,
-                                            " cannot be applied: ", Name(outcome->code), ", errno ",
-                                            outcome->error_number));
+    return Doubt(absl::InternalError(
+        absl::StrCat("batch ", batch->identity().number, " of ", options_.backing,
+                     " cannot be applied: ", Name(outcome->code), ", errno ", outcome->error_number)));
   }
   spdlog::info("event=batch_completed volume={} batch={} operation={}", options_.name,
                batch->identity().number, applied_operation());
+  return absl::OkStatus();
+}
+
+// What the files show is perhaps half of a batch: a comparison has to make them whole, and costs no data.
+absl::Status ReplicaVolume::Doubt(const absl::Status& why) {
+  spdlog::error("event=batch_journal_in_doubt volume={} reason=\"{}\"", options_.name,
+                std::string(why.message()));
+  restarted_in_use_ = true;
+  doubt_ = std::string(why.message());
   return absl::OkStatus();
 }
 

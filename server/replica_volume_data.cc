@@ -21,8 +21,8 @@ constexpr size_t kMaxTouched = 4096;
 Outcome ReplicaVolume::Apply(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                              std::span<const std::byte> payload) {
   const auto kind = static_cast<FrameKind>(header.kind);
-  if (trailing_ && (kind == FrameKind::kDataImage || kind == FrameKind::kNamespaceOp)) {
-    return pmirror::server::Refusal{RefusalCode::kNotGranted};  // of a session that has not heard of it yet
+  if (trailing_ && kind == FrameKind::kDataImage) {
+    return pmirror::server::Refusal{RefusalCode::kRecapture};  // its sender has not heard of it yet
   }
   switch (kind) {
     case FrameKind::kDataImage:
@@ -134,6 +134,9 @@ Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& heade
     const std::lock_guard lock(namespace_mutex_);
     if (const int error = data_->broken(); error != 0) {
       return pmirror::server::Refusal{RefusalCode::kIoError, error};
+    }
+    if (trailing_) {
+      return pmirror::server::Refusal{RefusalCode::kBlocked};
     }
     if (number <= applied_operation()) {
       counters_.duplicates.fetch_add(1, std::memory_order_relaxed);

@@ -74,8 +74,9 @@ void ReplicaVolume::FillPromotable(State& state) const {
   if (record.trailing && state.refusal.empty()) {
     const std::lock_guard lock(batch_mutex_);
     state.batch = batch_.number;
-    state.promotable = batch_half_done_ == 0;
-    state.image = state.promotable
+    state.promotable = batch_half_done_ == 0 && doubt_.empty();
+    state.image = !doubt_.empty() ? doubt_
+                  : state.promotable
                       ? absl::StrCat("batch ", batch_.number, " of mount ", record.mount_number)
                       : absl::StrCat("batch ", batch_half_done_, " could not be applied in full");
     return;

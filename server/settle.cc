@@ -64,10 +64,16 @@ absl::StatusOr<ReplicaVolume::State> OpenAndClose(const std::string& backing, co
 absl::StatusOr<std::string> CompleteBatch(const std::string& backing, const std::string& record_path,
                                           const VolumeRecord& record) {
   const absl::StatusOr<ReplicaVolume::State> state = OpenAndClose(backing, record_path, record);
-  return state.ok() ? absl::StatusOr<std::string>(
-                          fmt::format("{}: its files are what the last complete batch left, {}, operation {}",
-                                      backing, state->image, state->operation))
-                    : state.status();
+  if (!state.ok()) {
+    return state.status();
+  }
+  if (!state->promotable) {
+    return absl::DataLossError(fmt::format(
+        "{}: what its files show is perhaps half of a batch, and only a resync makes it whole: {}", backing,
+        state->image));
+  }
+  return fmt::format("{}: its files are what the last complete batch left, {}, operation {}", backing,
+                     state->image, state->operation);
 }
 
 absl::StatusOr<std::string> CompleteGroup(const std::string& backing, const std::string& record_path,

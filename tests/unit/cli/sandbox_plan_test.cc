@@ -155,13 +155,13 @@ TEST_P(SandboxRefusalTest, P9_WhatThisVersionLacksIsRefusedWithTheRemedy) {
 
 INSTANTIATE_TEST_SUITE_P(
     Options, SandboxRefusalTest,
-    ::testing::Values(Refusal{"RpoTime", [](SandboxOptions& o) { o.rpo = "50ms"; },
-                              "--rpo 50ms: needs asynchronous replication"},
-                      Refusal{"RpoBytes", [](SandboxOptions& o) { o.rpo = "1MiB"; }, "allowed: 0"},
-                      Refusal{"Etcd", [](SandboxOptions& o) { o.arbiter = "etcd"; }, "use manual"},
-                      Refusal{"Arbiter", [](SandboxOptions& o) { o.arbiter = "dice"; }, "allowed: manual"},
-                      Refusal{"Nodes", [](SandboxOptions& o) { o.nodes = 10; }, "1 to 9"},
-                      Refusal{"Volumes", [](SandboxOptions& o) { o.volumes = 0; }, "1 to 32"}),
+    ::testing::Values(
+        Refusal{"Rpo", [](SandboxOptions& o) { o.rpo = "soon"; }, "--rpo soon: allowed: 0, a time"},
+        Refusal{"OnLag", [](SandboxOptions& o) { o.on_lag = "wait"; }, "--on-lag wait: allowed"},
+        Refusal{"Etcd", [](SandboxOptions& o) { o.arbiter = "etcd"; }, "use manual"},
+        Refusal{"Arbiter", [](SandboxOptions& o) { o.arbiter = "dice"; }, "allowed: manual"},
+        Refusal{"Nodes", [](SandboxOptions& o) { o.nodes = 10; }, "1 to 9"},
+        Refusal{"Volumes", [](SandboxOptions& o) { o.volumes = 0; }, "1 to 32"}),
     [](const ::testing::TestParamInfo<Refusal>& test) { return std::string(test.param.name); });
 
 }  // namespace

@@ -125,6 +125,10 @@ class TestVolume : public ClientVolume {
     granted.push_back({replica, session, file});
     return grant_error;
   }
+  absl::StatusOr<CaptureLogParts> OpenCaptureLog(ProcessSerial) override {
+    return absl::NotFoundError("no replica trails");
+  }
+  void CloseCaptureLog(ProcessSerial) override {}
   void EndSession(size_t, SessionId session) override {
     std::lock_guard lock(mutex_);
     ended.push_back(session);

@@ -86,6 +86,8 @@ class FakeOwner : public LinkOwner {
     return status;
   }
   bool Wanted(size_t) override { return true; }
+  bool Trails(size_t) override { return false; }
+  bool Agrees(size_t, bool, uint64_t) override { return true; }
 
   int attempts() const { return attempts_; }
   // It was taken out of the set since the last resync began.

@@ -68,12 +68,16 @@ TEST(ConfigTest, EveryOptionalKeyIsTaken) {
   const Config config =
       Good(absl::StrReplaceAll(
                kGood, {{"state_dir", "log_level = \"debug\"\nsocket = \"/run/p.sock\"\nstate_dir"}}) +
-           "rpo = \"0\"\non_loss = \"fail\"\ndeadline = \"250ms\"\nsuspend = \"2m\"\ndomain = \"pmem\"\n"
+           "rpo = \"50ms\"\non_lag = \"proceed\"\nreplica_rpo = [\"n1=0\"]\non_loss = \"fail\"\ndeadline = "
+           "\"250ms\"\nsuspend = \"2m\"\ndomain = \"pmem\"\n"
            "credit = \"64KiB\"\n");
   EXPECT_EQ(config.log_level, LogLevel::kDebug);
   EXPECT_EQ(config.socket, "/run/p.sock");
   const VolumeConfig& volume = config.volumes.at(0);
   EXPECT_EQ(volume.on_loss, OnLoss::kFail);
+  ASSERT_EQ(volume.rpo_of.size(), 1u) << "n1 has none";
+  EXPECT_EQ(volume.rpo_of.at("n2").time, 50ms);
+  EXPECT_EQ(volume.rpo_of.at("n2").on_lag, OnLag::kProceed);
   EXPECT_EQ(volume.deadline, 250ms);
   EXPECT_EQ(volume.suspend, 120s);
   EXPECT_EQ(volume.domain, Domain::kPmem);
@@ -160,11 +164,14 @@ const std::vector<BadCase> kBadCases{
      "f.toml:15:9: volume.nodes:", "does not name this node, \"n1\""},
     {"PrimaryHoldsNoCopy", "primary = \"n1\"", "primary = \"n3\"",
      "f.toml:16:11: volume.primary: 'n3' is none", "n2, n1"},
-    {"RpoOfTime", "", "rpo = \"50ms\"\n", "f.toml:17:7: volume.rpo: '50ms' needs asynchronous replication",
-     "\"0\""},
-    {"RpoOfBytes", "", "rpo = \"1MiB\"\n", "f.toml:17:7: volume.rpo: '1MiB' needs asynchronous replication",
-     "\"0\""},
-    {"RpoUnreadable", "", "rpo = \"soon\"\n", "f.toml:17:7: volume.rpo: 'soon' is no", "\"0\""},
+    {"RpoTooShort", "", "rpo = \"5us\"\n", "f.toml:17:7: volume.rpo: '5us' is no", "1ms or more"},
+    {"RpoOfNobody", "", "replica_rpo = [\"n9=1s\"]\n", "f.toml:17:16: volume.replica_rpo: 'n9=1s' names none",
+     "NODE=RPO"},
+    {"RpoOfAReplicaUnreadable", "", "replica_rpo = [\"n2=soon\"]\n",
+     "f.toml:17:16: volume.replica_rpo: 'n2=soon' is no", "50ms"},
+    {"OnLagUnknown", "", "on_lag = \"wait\"\n", "f.toml:17:10: volume.on_lag: 'wait' is not known",
+     "throttle, proceed"},
+    {"RpoUnreadable", "", "rpo = \"soon\"\n", "f.toml:17:7: volume.rpo: 'soon' is no", "100syncs"},
     {"OnLossUnknown", "", "on_loss = \"wait\"\n", "f.toml:17:11: volume.on_loss: 'wait' is not known",
      "suspend, fail, proceed"},
     {"DeadlineUnreadable", "", "deadline = \"5\"\n", "f.toml:17:12: volume.deadline: '5' is no duration",

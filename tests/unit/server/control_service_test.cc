@@ -115,7 +115,7 @@ class FakeReplica : public ReplicaView {
     reply.set_token(request.mount_number() + 1);
     return reply;
   }
-  absl::Status BeginTrailing(const control::BeginTrailingRequest&) override {
+  absl::StatusOr<control::BeginTrailingReply> BeginTrailing(const control::BeginTrailingRequest&) override {
     return absl::UnimplementedError("");
   }
   absl::Status ChangeTree(const control::ChangeTreeRequest& request) override {

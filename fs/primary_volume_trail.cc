@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A primary volume with replicas that trail. See primary_volume.h and docs/internals/rpo.md.
+#include <fmt/format.h>
+
+#include "fs/primary_volume.h"
+
+namespace pmirror::fs {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kLeastBegin{10000};  // a replica waits for its programs' connections to end
+
+}  // namespace
+
+// Before the engine is made.
+absl::Status PrimaryVolume::MakeTrailer() {
+  std::vector<std::optional<Rpo>> rpo;
+  bool any = false;
+  for (const Replica& replica : options_.replicas) {
+    rpo.push_back(replica.rpo);
+    any = any || replica.rpo.has_value();
+  }
+  if (!any) {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::unique_ptr<Cutter>> cutter = Cutter::Create(options_.name, *page_, log_, events_);
+  if (!cutter.ok()) {
+    return cutter.status();
+  }
+  cutter_ = *std::move(cutter);
+  trailer_ = std::make_unique<Trailer>(
+      Trailer::Options{
+          .mount_number = record_.mount_number, .rpo = std::move(rpo), .deadline = options_.deadline},
+      *cutter_, *page_, log_,
+      [this](absl::FunctionRef<void(uint64_t)> look) { replicator_->WithTreeAtRest(look); },
+      static_cast<BatchCarrier&>(*this));
+  return absl::OkStatus();
+}
+
+// Of a replica that is a member and has an RPO. First its captures are kept, then syncs capture, then its programs' sessions end there.
+void PrimaryVolume::BeginTrail(size_t replica) {
+  trailer_->Collect(replica);
+  if (!set_->Trail(replica)) {
+    trailer_->End(replica);
+    return;
+  }
+  const absl::StatusOr<uint64_t> operation = links_[replica]->BeginTrailing(
+      std::max(kLeastBegin, std::chrono::duration_cast<milliseconds>(options_.deadline)));
+  if (!operation.ok()) {
+    events_.Report(Severity::kWarning, "trail_not_begun",
+                   {{"volume", options_.name},
+                    {"node", links_[replica]->node()},
+                    {"reason", std::string(operation.status().message())}});
+    TrailEnded(replica, Fate::kUnfit);
+    return;
+  }
+  trailer_->Begin(replica, *operation);
+}
+
+BatchCarrier::Fate PrimaryVolume::Ship(size_t replica, uint64_t number, std::span<const std::byte> batch,
+                                       Deadline deadline) {
+  return links_[replica]->ShipBatch(number, batch, deadline);
+}
+
+void PrimaryVolume::TrailEnded(size_t replica, Fate why) {
+  if (why == Fate::kFenced) {
+    page_->SetState(VolumeState::kFenced);
+    return;
+  }
+  links_[replica]->DemandResync();  // which takes it out of the set
+}
+
+bool PrimaryVolume::Agrees(size_t replica, bool trailing, uint64_t batch) {
+  return !set_->trailing(replica) || !trailer_->Collected(replica) ||
+         (trailing && trailer_->Follows(replica, batch));
+}
+
+absl::Status PrimaryVolume::FlushTrail(Deadline deadline) {
+  return trailer_ == nullptr ? absl::OkStatus() : trailer_->Flush(deadline);
+}
+
+absl::StatusOr<ClientVolume::CaptureLogParts> PrimaryVolume::OpenCaptureLog(ProcessSerial program) {
+  if (cutter_ == nullptr) {
+    return absl::NotFoundError(fmt::format("no replica of volume {} has a recovery point objective", name()));
+  }
+  const absl::StatusOr<int> log = cutter_->OpenLog(program);
+  if (!log.ok()) {
+    return log.status();
+  }
+  return CaptureLogParts{.log_fd = *log, .clock_fd = cutter_->clock_fd()};
+}
+
+void PrimaryVolume::CloseCaptureLog(ProcessSerial program) {
+  if (cutter_ != nullptr) {
+    cutter_->CloseLog(program);
+  }
+}
+
+void PrimaryVolume::FillTrail(size_t replica, control::ReplicaStatus& status) const {
+  const Trailer::Status trail = trailer_->status(replica);
+  control::TrailStatus& message = *status.mutable_trail();
+  message.set_rpo(options_.replicas[replica].rpo->text);
+  message.set_lag_ns(trail.lag_ns);
+  message.set_lag_bytes(trail.lag_bytes);
+  message.set_lag_syncs(trail.lag_syncs);
+  message.set_breach_ns(trail.breach_ns);
+  message.set_point_age_ns(trail.point_age_ns);
+  message.set_batches(trail.batches);
+  message.set_batch_bytes(trail.batch_bytes);
+  message.set_captured_bytes(trail.captured_bytes);
+  status.set_dirty_bytes(trail.lag_bytes);
+  if (trail.breached && status.state() == Name(ReplicaLink::State::kInSync)) {
+    status.set_state("lagging");
+    status.set_reason("it is older than its RPO");
+  }
+}
+
+}  // namespace pmirror::fs

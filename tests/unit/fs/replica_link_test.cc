@@ -47,6 +47,9 @@ class FakeCopy : public server::ReplicaView {
   absl::StatusOr<control::BeginResyncReply> BeginResync(const control::BeginResyncRequest&) override {
     return control::BeginResyncReply();
   }
+  absl::StatusOr<control::BeginTrailingReply> BeginTrailing(const control::BeginTrailingRequest&) override {
+    return absl::UnavailableError("not in this test");
+  }
   absl::Status ChangeTree(const control::ChangeTreeRequest&) override { return absl::OkStatus(); }
   absl::Status AdoptMount(const control::AdoptMountRequest&) override { return absl::OkStatus(); }
   absl::Status EndResync(const control::EndResyncRequest&) override {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The control service and its client, over real sockets: routing to views, refusals, several addresses,
-// deadlines, heartbeats.
+// The control service and its client, over real sockets: routing to views, refusals, several addresses, deadlines, heartbeats.
 #include "server/control_service.h"
 
 #include <fcntl.h>

@@ -109,6 +109,7 @@ bool Session::TakeReplies() {
       case ReplyReader::Next::kRefusal:
         fault = sender_.OnRefusal(SessionId{replies_.header().session}, replies_.refusal());
         break;
+      case ReplyReader::Next::kVerified:  // nothing is verified here
       case ReplyReader::Next::kOther:
         break;
       case ReplyReader::Next::kHelloAck:

@@ -20,6 +20,9 @@ DEADLINE = "500ms"
 
 
 class Chaos(ClusterTest):
+    options = {}  # of every cluster
+    rounds = ROUNDS
+
     def setUp(self):
         self.rng = random.Random(f"{SEED} {self.id()}")
         print(f"PMIRROR_CHAOS_ROUNDS={ROUNDS} PMIRROR_CHAOS_SEED={SEED}", flush=True)
@@ -51,9 +54,9 @@ class Chaos(ClusterTest):
         self.assertEqual(cluster.verify(), [])
 
     def run_rounds(self, fault, **options):
-        cluster = self.cluster(deadline=DEADLINE, **options)
+        cluster = self.cluster(deadline=DEADLINE, **self.options, **options)
         acknowledged = {}
-        for _ in range(ROUNDS):
+        for _ in range(self.rounds):
             writers = self.start(cluster)
             for name, writer in writers.items():
                 writer.wait_for(acknowledged.get(name, 0) + 3)
@@ -112,6 +115,12 @@ class Chaos(ClusterTest):
             cluster.kill(cluster.primary)
             cluster.start(cluster.primary)
         self.run_rounds(kill, on_loss="proceed")
+
+
+class TrailingChaos(Chaos):
+    """The same with a replica that trails (docs/internals/rpo.md)."""
+    options = {"rpo": "50ms"}
+    rounds = (ROUNDS + 1) // 2
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Life(SandboxTest):
 
     def test_what_this_version_lacks_is_refused_and_leaves_nothing(self):
         cluster = self.unmade()
-        for words, sentence in ((("--rpo", "50ms"), "--rpo 50ms"), 
+        for words, sentence in ((("--rpo", "soon"), "--rpo soon"),
                                 (("--arbiter", "etcd"), "use manual"), (("--deadline", "soon"), "volume.deadline: 'soon' is no duration")):
             self.assertIn(sentence, self.refused(cluster, "sandbox", "up", cluster.directory, *words))
             self.assertFalse(os.path.exists(cluster.directory), words)

@@ -48,6 +48,7 @@ class RpoTest(ClusterTest):
             writer.close()
 
     def assert_equal(self, cluster):
+        cluster.wait_in_sync()
         self.assertEqual(cluster.verify(), [])
         for node in cluster.replicas:
             self.assertEqual(cluster.differences(cluster.primary, node), [])

@@ -37,8 +37,6 @@ class BatchBuilder {
 
   bool empty() const { return operations_.empty() && files_.empty(); }
   uint64_t bytes() const { return bytes_; }  // of payload
-  uint64_t last_operation() const { return first_operation_ + operations_.size() - 1; }
-  size_t operations() const { return operations_.size(); }
 
   struct Identity {
     uint64_t number = 0;  // of the batch, from 1 in each mount

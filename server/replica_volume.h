@@ -216,6 +216,7 @@ class ReplicaVolume {
   absl::Status BeginUndo();
   void FillPromotable(State& state) const;
   NamespaceApplier::Applied ChangeTree(const NamespaceOp& op, uint64_t number);
+  NamespaceApplier::Applied ApplyNext(const NamespaceOp& op, uint64_t number);
 
   Outcome ApplyData(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                     std::span<const std::byte> payload);

@@ -239,24 +239,11 @@ Outcome ReplicaVolume::ApplyBatchedOperation(uint64_t number, std::span<const st
   if (!op.ok()) {
     return Refuse(RefusalCode::kIoError, op.error().code);
   }
-  NamespaceApplier::Applied applied = ChangeTree(op.value(), number);
-  if (!applied.outcome) {
-    applied.outcome = OutcomeOf(MarkOperation(mount_number_, number));
-  }
-  if (applied.outcome) {
-    spdlog::error(
-        "event=operation_refused volume={} operation={} kind={} target={} parent={} name=\"{}\" code={} "
-        "errno={}",
-        options_.name, number, Name(op.value().kind), Raw(op.value().target), Raw(op.value().parent),
-        op.value().name, Name(applied.outcome->code), applied.outcome->error_number);
-    return applied.outcome;
-  }
+  const NamespaceApplier::Applied applied = ApplyNext(op.value(), number);
   if (applied.file != nullptr) {
     batch_files_.push_back(applied.file);
   }
-  applied_.store(number, std::memory_order_release);
-  counters_.operations.fetch_add(1, std::memory_order_relaxed);
-  return kDone;
+  return applied.outcome;
 }
 
 }  // namespace pmirror::server

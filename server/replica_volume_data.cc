@@ -145,27 +145,35 @@ Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& heade
     if (number != applied_operation() + 1) {
       return pmirror::server::Refusal{RefusalCode::kBlocked};
     }
-    NamespaceApplier::Applied applied = ChangeTree(op.value(), number);
-    if (!applied.outcome) {
-      applied.outcome = OutcomeOf(MarkOperation(mount_number_, number));
-    }
+    const NamespaceApplier::Applied applied = ApplyNext(op.value(), number);
     if (applied.outcome) {
-      spdlog::error(
-          "event=operation_refused volume={} operation={} kind={} target={} parent={} name=\"{}\" code={} "
-          "errno={}",
-          options_.name, number, Name(op.value().kind), Raw(op.value().target), Raw(op.value().parent),
-          op.value().name, Name(applied.outcome->code), applied.outcome->error_number);
       return applied.outcome;
     }
     session.touched.Add(applied.file);
-    // Only now may frames of a newer size generation pass: a crash before would have replayed the operation
-    // over them.
-    applied_.store(number, std::memory_order_release);
   }
-  counters_.operations.fetch_add(1, std::memory_order_relaxed);
   const std::lock_guard lock(applied_mutex_);
   applied_changed_.notify_all();
   return kDone;
+}
+
+// The tree, then the mark. Under namespace_mutex_.
+NamespaceApplier::Applied ReplicaVolume::ApplyNext(const NamespaceOp& op, uint64_t number) {
+  NamespaceApplier::Applied applied = ChangeTree(op, number);
+  if (!applied.outcome) {
+    applied.outcome = OutcomeOf(MarkOperation(mount_number_, number));
+  }
+  if (applied.outcome) {
+    spdlog::error(
+        "event=operation_refused volume={} operation={} kind={} target={} parent={} name=\"{}\" code={} "
+        "errno={}",
+        options_.name, number, Name(op.kind), Raw(op.target), Raw(op.parent), op.name,
+        Name(applied.outcome->code), applied.outcome->error_number);
+    return applied;
+  }
+  // Only now may frames of a newer size generation pass: a crash before would have replayed the operation over them.
+  applied_.store(number, std::memory_order_release);
+  counters_.operations.fetch_add(1, std::memory_order_relaxed);
+  return applied;
 }
 
 // Under namespace_mutex_.

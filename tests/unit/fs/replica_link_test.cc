@@ -4,11 +4,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -18,6 +16,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "server/control_service.h"
+#include "tests/unit/server/temp_directory.h"
 
 namespace pmirror::fs {
 namespace {
@@ -125,11 +124,9 @@ class FakeOwner : public LinkOwner {
 class ReplicaLinkTest : public testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (std::filesystem::temp_directory_path() / "pmirror-link-XXXXXX").string();
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
     config_.name = "n2";
     config_.file = "n2.toml";
-    config_.state_dir = name;
+    config_.state_dir = scratch_.path();
     config_.peers = {{"n1", {"192.0.2.1:7400"}}};
     config_.volumes.emplace_back();
     config_.volumes.back().name = "v0";
@@ -161,7 +158,6 @@ class ReplicaLinkTest : public testing::Test {
     link_.reset();
     service_.reset();
     peers_.reset();
-    std::filesystem::remove_all(config_.state_dir);
   }
   static bool Eventually(const std::function<bool()>& condition) {
     const Deadline deadline = Deadline::After(seconds(20));
@@ -172,6 +168,7 @@ class ReplicaLinkTest : public testing::Test {
   }
   ReplicaLink::State State() { return link_->status().state; }
 
+  server::TempDirectory scratch_;
   SilentEvents events_;
   OperationLog log_;
   server::Config config_;
@@ -230,12 +227,18 @@ TEST_F(ReplicaLinkTest, APersonWhoAsksAgainDoesNotReadWhyTheLastAttemptFailed) {
 }
 
 TEST_F(ReplicaLinkTest, AttemptsThatOnlyAPersonCanHelpBecomeRare) {
-  owner_.on_resync = [](int, ResyncPeer&) { return absl::FailedPreconditionError("the cause"); };
+  std::vector<Deadline::Duration> moments;  // of the link's thread
+  owner_.on_resync = [&](int, ResyncPeer&) {
+    moments.push_back(Deadline::Now());
+    return absl::FailedPreconditionError("the cause");
+  };
   link_->Start(owner_);
-  ASSERT_TRUE(Eventually([&] { return owner_.attempts() == 1; }));
-  // Sleep because: this is the time in which it must not happen again and again.
-  std::this_thread::sleep_for(milliseconds(1000));
-  EXPECT_LE(owner_.attempts(), 10) << "each costs a walk through both trees";
+  ASSERT_TRUE(Eventually([&] { return owner_.attempts() == 6; }));
+  link_->Stop();
+  // Each attempt costs a walk through both trees. No pause is shorter than this, however slow the machine is.
+  for (size_t i = 1; i < moments.size(); ++i) {
+    EXPECT_GE(moments[i] - moments[i - 1], milliseconds(10) * (1 << i)) << "before attempt " << i + 1;
+  }
 }
 
 TEST_F(ReplicaLinkTest, P6_TheEndOfTheDaemonDoesNotWaitForALongCallOfAResync) {

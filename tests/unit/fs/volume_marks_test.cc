@@ -10,36 +10,30 @@
 
 #include "recovery/mark_map.h"
 #include "tests/unit/fs/engine_fixture.h"
+#include "tests/unit/server/temp_directory.h"
 
 namespace pmirror::fs {
 namespace {
 
 class MarkedVolumeTest : public VolumeReplicatorTest {
  protected:
-  void SetUp() override {
-    char name[] = "/tmp/pmirror-marks-XXXXXX";
-    ASSERT_NE(::mkdtemp(name), nullptr);
-    directory_ = name;
-    Open(1);
-  }
+  void SetUp() override { Open(1); }
   void TearDown() override {
     file_.reset();
     engine_.reset();
     marks_.reset();
-    ::unlink((directory_ + "/marks").c_str());
-    ::rmdir(directory_.c_str());
   }
   void Open(uint64_t mount_number) {
     marks_.reset();
     marks_ =
-        std::move(recovery::MarkMap::Open(directory_ + "/marks",
+        std::move(recovery::MarkMap::Open(directory_.path() + "/marks",
                                           {.volume = {}, .generation = 5, .replicas = {"n2"}}, mount_number)
                       ->map);
     options_.marks = marks_.get();
     ASSERT_TRUE(marks_->Resynced(0, marks_->BeginSettle([](FileId) { return false; })).ok());
   }
 
-  std::string directory_;
+  server::TempDirectory directory_;
   std::unique_ptr<recovery::MarkMap> marks_;
 };
 
@@ -65,8 +59,8 @@ TEST_F(MarkedVolumeTest, P3_AMarkIsDurableWhenTheFileIsOlderThanTheMount) {
   options_.marks = nullptr;
   engine_.reset();
   recovery::MarkMap* const abandoned = marks_.release();  // as a crash leaves it: not flushed
-  const auto opened =
-      recovery::MarkMap::Open(directory_ + "/marks", {.volume = {}, .generation = 5, .replicas = {"n2"}}, 2);
+  const auto opened = recovery::MarkMap::Open(directory_.path() + "/marks",
+                                              {.volume = {}, .generation = 5, .replicas = {"n2"}}, 2);
   EXPECT_EQ(opened->map->Marked(0), std::vector<FileId>{older});
   EXPECT_EQ(opened->map->base_mount(0), 1U) << "files made since mount 1 are in doubt by their ids";
   delete abandoned;

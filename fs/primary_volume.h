@@ -161,8 +161,9 @@ class PrimaryVolume final : public ClientVolume,
   std::unique_ptr<InSyncSet> set_;
   std::unique_ptr<StagingPool> staging_;
   std::vector<std::unique_ptr<ReplicaLink>> links_;
-  std::unique_ptr<Cutter> cutter_;    // null: no replica ever trails
-  std::unique_ptr<Trailer> trailer_;  // likewise
+  std::unique_ptr<Cutter> cutter_;                            // null: no replica ever trails
+  std::unique_ptr<Trailer> trailer_;                          // likewise
+  std::array<std::atomic<bool>, kMaxReplicas> trail_full_{};  // it has no room for the batch that is its turn
   std::unique_ptr<VolumeReplicator> replicator_;
   std::vector<std::unique_ptr<ResyncRunner>> runners_;  // of links_
   std::unique_ptr<FileSystem> file_system_;

@@ -2,6 +2,9 @@
 // A primary volume with replicas that trail. See primary_volume.h and docs/internals/rpo.md.
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstring>
+
 #include "fs/primary_volume.h"
 
 namespace pmirror::fs {
@@ -40,6 +43,7 @@ absl::Status PrimaryVolume::MakeTrailer() {
 
 // Of a replica that is a member and has an RPO. First its captures are kept, then syncs capture, then its programs' sessions end there.
 void PrimaryVolume::BeginTrail(size_t replica) {
+  trail_full_[replica] = false;
   trailer_->Collect(replica);
   if (!set_->Trail(replica)) {
     trailer_->End(replica);
@@ -60,7 +64,14 @@ void PrimaryVolume::BeginTrail(size_t replica) {
 
 BatchCarrier::Fate PrimaryVolume::Ship(size_t replica, uint64_t number, std::span<const std::byte> batch,
                                        Deadline deadline) {
-  return links_[replica]->ShipBatch(number, batch, deadline);
+  const Fate fate = links_[replica]->ShipBatch(number, batch, deadline);
+  if (fate == Fate::kFull && options_.on_loss == OnLoss::kProceed) {
+    links_[replica]->Refused(ENOSPC);  // which takes it out
+  }
+  if (fate == Fate::kFull || fate == Fate::kApplied) {
+    trail_full_[replica] = fate == Fate::kFull;
+  }
+  return fate;
 }
 
 void PrimaryVolume::TrailEnded(size_t replica, Fate why) {
@@ -110,7 +121,11 @@ void PrimaryVolume::FillTrail(size_t replica, control::ReplicaStatus& status) co
   message.set_batch_bytes(trail.batch_bytes);
   message.set_captured_bytes(trail.captured_bytes);
   status.set_dirty_bytes(trail.lag_bytes);
-  if (trail.breached && status.state() == Name(ReplicaLink::State::kInSync)) {
+  if (trail_full_[replica]) {
+    status.set_state(Name(ReplicaLink::State::kFailed));
+    status.set_reason(fmt::format("{} refused a batch: {}; cure that there, it is repeated by itself",
+                                  links_[replica]->node(), std::strerror(ENOSPC)));
+  } else if (trail.breached && status.state() == Name(ReplicaLink::State::kInSync)) {
     status.set_state("lagging");
     status.set_reason("it is older than its RPO");
   }

@@ -17,10 +17,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
-constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kRetryPause{100};  // between attempts to reach a replica that is away
 constexpr milliseconds kLongestRetryPause{3000};
-constexpr milliseconds kCancelPause{20};
 constexpr milliseconds kLongestPersonPause{10000};  // of a cause that a person has to remove
 
 }  // namespace

@@ -122,6 +122,10 @@ class ReplicaLink final : public Connector {
   Result<Connection> Connect(SessionId session, Sequence next_sequence, Deadline deadline) override;
 
  private:
+  static constexpr int kGreetingsPerDeadline = 4;
+  // Between attempts to end calls of the control service: one that is about to begin is not there to be ended yet.
+  static constexpr std::chrono::milliseconds kCancelPause{20};
+
   void Maintain();
   bool Greet(Deadline deadline);
   void SetState(State state, std::string reason);

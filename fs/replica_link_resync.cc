@@ -20,7 +20,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
-constexpr int kGreetingsPerDeadline = 4;
 constexpr milliseconds kLeastConnect{2000};  // for a replica that has just answered
 
 // Only ESTALE is a state that somebody has to change; what broke is tried again (FailedAttempt).
@@ -104,8 +103,10 @@ class ReplicaLink::Peer final : public RemoteCopy {
       if (!stop.stop_requested() && link_.Exchange(FrameKind::kHeartbeat, FileId::kNone, 0,
                                                    WaitLevel::kReceived, Deadline::After(deadline)) != 0) {
         alive_ = false;
-        link_.control_.Cancel();
-        return;
+        while (!stop.stop_requested()) {
+          link_.control_.Cancel();
+          watch_wake_.wait_for(lock, stop, kCancelPause, [] { return false; });
+        }
       }
     }
   }

@@ -138,11 +138,12 @@ int Flush(std::span<const pmirror_range> ranges, unsigned flags) {
 
 pmirror_completion* Queue::Add(std::unique_ptr<pmirror_completion> made, int& error) {
   const Lock lock(mutex_);
-  if (all_.size() >= PMIRROR_MAX_IN_FLIGHT || (idle_ == 0 && workers_ == 0 && !StartWorker())) {
+  const bool first = workers_ == 0;
+  if (all_.size() >= PMIRROR_MAX_IN_FLIGHT || (first && !StartWorker())) {
     error = EAGAIN;
     return nullptr;
   }
-  if (idle_ <= waiting_.size() && workers_ < kMaxWorkers) {
+  if (!first && idle_ <= waiting_.size() && workers_ < kMaxWorkers) {
     (void)StartWorker();  // without one more it takes longer
   }
   pmirror_completion* completion = made.get();

@@ -138,6 +138,10 @@ int Observe(uint64_t device, Observation& observation) {
     return errno;
   }
   const int socket = observation.socket.get();
+  // Of connect, too: it waits while the daemon does not take what is in its queue.
+  const timeval patience{.tv_sec = std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(),
+                         .tv_usec = 0};
+  ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
   local::Request request;
   request.kind = local::RequestKind::kObserve;
   if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||

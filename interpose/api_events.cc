@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // libpmirror: subscriptions. The descriptor is the socket on which the daemon sends its records: no thread, no
-// queue here, and nothing that a program which puts a file of its own under our number could lose: what is done with
-// the descriptor works on sockets alone.
+// queue here. Before anything is done with the number, it is looked whether it is still ours: a program may have put
+// a file of its own there (trap 14).
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -125,6 +125,10 @@ int pmirror_subscription_fd(const pmirror_subscription* subscription) {
 int pmirror_next_event(pmirror_subscription* subscription, pmirror_event* event) {
   if (!Fits(event)) {
     errno = EINVAL;
+    return -1;
+  }
+  if (!StillOurs(*subscription)) {
+    errno = EBADF;  // what lies there is the program's
     return -1;
   }
   for (;;) {

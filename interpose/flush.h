@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 
+#include "interpose/describe_volume.h"
 #include "interpose/runtime.h"
 #include "interpose/thread_state.h"
 #include "replication/result.h"
@@ -40,7 +41,7 @@ void RaiseOnError(const Error& error, const void* address);
 
 // FlushNow, all or nothing on each replica. EXDEV: in several files; E2BIG: more than one frame holds, which kMaxGroup bytes
 // never are.
-constexpr size_t kMaxGroup = 16 << 10;
+constexpr size_t kMaxGroup = kGroupBytes;
 Error FlushGroup(Runtime& runtime, std::span<FlushedRange> ranges, ErrorPlace& place);
 
 }  // namespace pmirror::interpose

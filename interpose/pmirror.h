@@ -45,7 +45,7 @@ struct pmirror_range {
 /* NVM.PM.FILE.OPTIMIZED_FLUSH: the same for the bytes of the listed ranges, together: about one round trip
  * for all of them. The ranges may overlap, be in any order, and lie in different files. Neither all-or-nothing nor
  * ordered: after a failure each of them may or may not be on a replica. 0, or -1 with errno: EINVAL, a range is not
- * mapped from a replicated file (nothing was flushed); EIO or ENOSPC, at least one range may not be durable on a
+ * mapped from a replicated file (nothing was flushed); EIO, ENOSPC or EDQUOT, at least one range may not be durable on a
  * replica. */
 int pmirror_flush(const struct pmirror_range* ranges, size_t count);
 
@@ -57,7 +57,7 @@ int pmirror_flush(const struct pmirror_range* ranges, size_t count);
  * (its cache included) returns; on tmpfs only memory. Nothing is said of the local copy.
  * 0, or -1 with errno: as pmirror_flush (the flush failed); EILSEQ, a replica holds other bytes: pmirror_get_error_info
  * names range and replica; EIO, also when the replica could not read the range; EAGAIN, the ranges were flushed, but
- * newer captures landed faster than they could be compared; EHOSTDOWN, they were flushed, but no replica is in sync
+ * newer captures landed faster than they could be compared, or the connection kept breaking; EHOSTDOWN, they were flushed, but no replica is in sync
  * (policy `proceed`, or replicas that trail); ENOTSUP, without the preload library (nothing was flushed). */
 int pmirror_flush_verify(const struct pmirror_range* ranges, size_t count);
 
@@ -202,8 +202,8 @@ struct pmirror_attributes {
   char nodes[8][PMIRROR_NAME_BYTES]; /* of the replicas, by index */
 };
 
-/* The attributes of the mapping at `address`, now: a state may be another one right after. Costs no system call with the
- * preload library, a connection to the local daemon without it. -1 with errno: EINVAL, `out->size` is too small; ENXIO,
+/* The attributes of the mapping at `address`, now: a state may be another one right after. Costs a system call at most with
+ * the preload library, a connection to the local daemon without it. -1 with errno: EINVAL, `out->size` is too small; ENXIO,
  * nothing of a pmirror volume is mapped there; ENOTCONN, the local daemon cannot be asked. */
 int pmirror_get_attributes(const void* address, struct pmirror_attributes* out);
 

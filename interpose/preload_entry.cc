@@ -15,8 +15,6 @@
 namespace pmirror::interpose {
 namespace {
 
-static_assert(kMaxGroup == kGroupBytes);
-
 // All of [address, address + length) in replicated mappings?
 bool Covered(Runtime& runtime, uintptr_t address, size_t length) {
   Mapping mapping;

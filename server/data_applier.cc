@@ -144,6 +144,9 @@ int DataApplier::WriteGroup(BackingFile& file, std::span<const ApplyPiece> piece
                             std::span<const std::byte> payload) {
   const std::lock_guard lock(groups_->mutex());
   if (const int error = groups_->Begin(file.id, pieces, payload); error != 0) {
+    if (groups_->stuck()) {
+      broken_.store(error, std::memory_order_release);
+    }
     return error;
   }
   int error = domain_.Write(file, pieces, payload);
@@ -151,7 +154,7 @@ int DataApplier::WriteGroup(BackingFile& file, std::span<const ApplyPiece> piece
     error = domain_.PersistHeld(file);
   }
   const int ended = groups_->End();
-  // Part of it may be there, or the record: the copy is of no use before it is opened again, or brought back.
+  // Part of it may be there, or the record: the copy is of no use before it is opened again.
   error = error != 0 ? error : ended;
   if (error != 0) {
     broken_.store(error, std::memory_order_release);

@@ -139,8 +139,8 @@ int GroupJournal::Begin(FileId file, std::span<const ApplyPiece> pieces, std::sp
   header.crc = Crc32c(0, bytes_);
   std::memcpy(bytes_.data(), &header, sizeof header);
   if (absl::Status status = Store(bytes_); !status.ok()) {
-    const int error = ErrnoOf(status);
-    return End() == 0 ? error : EIO;
+    stuck_ = End() != 0;
+    return stuck_ ? EIO : ErrnoOf(status);
   }
   return 0;
 }

@@ -41,11 +41,13 @@ class GroupJournal {
 
   // One group at a time: held from Begin() to End(). After BackingFile::mutex.
   std::mutex& mutex() { return mutex_; }
-  // The pieces of `payload` are about to be written to the file. Returns 0 or an errno, after which no record is there.
+  // The pieces of `payload` are about to be written to the file. Returns 0 or an errno, after which no record is there, but when stuck().
   int Begin(FileId file, std::span<const ApplyPiece> pieces, std::span<const std::byte> payload);
   // They are written, and durable; or the attempt was given up. Returns 0 or an errno: then the record may still be there, and
   // nothing may be written to the copy any more.
   int End();
+  // A failed Begin could not take its record away again: nothing may be written to the copy any more. Under the mutex.
+  bool stuck() const { return stuck_; }
 
  private:
   absl::Status Open();
@@ -57,6 +59,7 @@ class GroupJournal {
   std::mutex mutex_;
   std::unique_ptr<recovery::LogFile> file_;  // guarded by mutex_; null until the first group
   std::vector<std::byte> bytes_;             // guarded by mutex_; for its memory
+  bool stuck_ = false;                       // guarded by mutex_
 };
 
 }  // namespace pmirror::server

@@ -259,6 +259,29 @@ class FullDisk(TreeTest):
         self.assert_equal(cluster)
         self.assertTrue(os.path.isdir(cluster.backing(cluster.replica, "directory")))
 
+    def test_Trap9_P6_a_full_replica_that_trails_is_told_and_gets_everything_when_there_is_room(self):
+        for on_loss in ("suspend", "proceed"):
+            with self.subTest(on_loss):
+                cluster = self.small_cluster("replica", rpo="50ms", on_lag="proceed", on_loss=on_loss, deadline="500ms")
+                wait(lambda: "trail" in cluster.replica_status(cluster.replica), "it trails")
+                path = cluster.mounted("file")
+                with open(path, "wb") as file:
+                    file.truncate(1 << 20)
+                agent = self.agent_with_mapping(cluster, path)
+                self.assertEqual(cluster.verify(), [])
+                self.take_all_room()
+                agent.do("m.store(9 * PAGE, b'no room'); m.msync()")
+                os.mkdir(cluster.mounted("directory"))
+                self.wait_until_status_tells_it(cluster)
+                self.make_room()
+                cluster.wait_in_sync(seconds=60)
+                wait(lambda: "trail" in cluster.replica_status(cluster.replica), "it trails again")
+                agent.do("m.store(3 * PAGE, b'room'); m.msync()")
+                self.assertEqual(cluster.verify(), [])
+                self.assert_equal(cluster)
+                agent.close()
+                cluster.down()
+
     def test_Trap9_P6_under_proceed_a_full_replica_is_left_behind_and_brought_back_when_there_is_room(self):
         for who in ("mapped", "written", "tree"):  # meets it first
             with self.subTest(who):

@@ -55,7 +55,6 @@ TEST_F(MarkedVolumeTest, P3_AMarkIsDurableWhenTheFileIsOlderThanTheMount) {
   const auto file = engine_->Attach(older, backing_.get());
   ASSERT_EQ(engine_->BeforeWriting(*file), 0);
   ASSERT_EQ(engine_->BeforeWriting(*file_), 0);  // of this mount: noted
-  engine_->MarkedBytes(0);
   options_.marks = nullptr;
   engine_.reset();
   recovery::MarkMap* const abandoned = marks_.release();  // as a crash leaves it: not flushed

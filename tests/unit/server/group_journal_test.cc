@@ -106,6 +106,18 @@ TEST(GroupJournal, AFullOrFailingDiskRefusesTheGroupAndLeavesNoRecord) {
   EXPECT_FALSE(GroupJournal("/b", true, *survivor).Load()->has_value());
 }
 
+TEST(GroupJournal, P3_ARecordThatCannotBeTakenAwayAgainIsSaid) {
+  ForgetfulStorage storage;
+  GroupJournal journal("/b", true, storage);
+  int done = 0;
+  TwoGroups(journal, done);
+  ASSERT_EQ(done, 4);
+  const ApplyPiece piece{0, 5, 0};
+  storage.CutBefore(storage.operations() + 1);  // the sync of the record, and all that is tried after it
+  EXPECT_EQ(journal.Begin(FileId{10}, {&piece, 1}, Bytes("group")), EIO);
+  EXPECT_TRUE(journal.stuck());
+}
+
 class GroupOnReplica : public DataPlaneTest {
  protected:
   GroupOnReplica() { bed_.options().domain = Domain::kFile; }

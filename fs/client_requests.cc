@@ -2,6 +2,8 @@
 // Which request is what, the requests that only wait for the volume, and the end of a process.
 #include "fs/client_requests.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -103,7 +105,13 @@ void ClientRequests::OpenLog(const Process& process, const Request& request, Cli
            std::string(parts.status().message()));
     return;
   }
-  reply.descriptors = {parts->log_fd, parts->clock_fd};
+  // Its own: the log may end before the reply is sent.
+  reply.owned.Reset(::fcntl(parts->log_fd, F_DUPFD_CLOEXEC, 0));
+  if (!reply.owned.valid()) {
+    Refuse(reply.record, errno, "the capture log's descriptor cannot be duplicated");
+    return;
+  }
+  reply.descriptors = {reply.owned.get(), parts->clock_fd};
 }
 
 void ClientRequests::SyncOthers(const Process& process, const Request& request, ClientReply& reply) {

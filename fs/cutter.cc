@@ -9,6 +9,12 @@
 
 namespace pmirror::fs {
 
+uint64_t WallNow() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
 Cutter::Cutter(std::string volume_name, VolumePageOwner& page, const OperationLog& log, EventSink& events,
                SharedObject<CaptureClock> clock)
     : volume_name_(std::move(volume_name)),
@@ -74,9 +80,7 @@ void Cutter::NoteOperation(uint64_t number) {
 Cutter::Cut Cutter::Make(const AtRest& at_rest) {
   const std::lock_guard lock(cut_mutex_);
   Cut cut;
-  timespec wall{};
-  ::clock_gettime(CLOCK_REALTIME, &wall);
-  cut.point.wall = static_cast<uint64_t>(wall.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(wall.tv_nsec);
+  cut.point.wall = WallNow();
   cut.point.at = Deadline::Now();
   cut.point.bytes = clock_->bytes.load(std::memory_order_relaxed);
   cut.point.syncs = clock_->syncs.load(std::memory_order_relaxed);
@@ -151,6 +155,11 @@ void Cutter::Merge(std::vector<Taken> captures, Cut& cut) {
   while (!marks.empty()) {
     append();
   }
+}
+
+void Cutter::DropClosedLogs() {
+  const std::lock_guard lock(logs_mutex_);
+  std::erase_if(programs_, [](const auto& program) { return program.second->closed; });
 }
 
 double Cutter::fill() const {

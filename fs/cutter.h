@@ -27,6 +27,9 @@
 
 namespace pmirror::fs {
 
+// CLOCK_REALTIME nanoseconds.
+uint64_t WallNow();
+
 class Cutter {
  public:
   // All must outlive the cutter. RESOURCE_EXHAUSTED: no memory.
@@ -63,6 +66,8 @@ class Cutter {
   using AtRest = std::function<void(absl::FunctionRef<void(uint64_t last)>)>;
   Cut Make(const AtRest& at_rest);
 
+  // While nobody cuts: the logs of programs that are gone end, with what is in them.
+  void DropClosedLogs();
   // Share of the fullest log that is in use, 0 to 1.
   double fill() const;
   uint64_t last_operation() const;  // of the last cut

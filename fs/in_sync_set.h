@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "fs/volume_page_owner.h"
+#include "replication/replica_mask.h"
 
 namespace pmirror::fs {
 
@@ -38,7 +39,6 @@ class InSyncSet {
  private:
   enum class Place { kOut, kJoiner, kMember, kTrailing };
   void Move(SetWord old, size_t replica, Place to);
-  static constexpr uint8_t Bit(size_t replica) { return static_cast<uint8_t>(1U << replica); }
 
   VolumePageOwner& page_;
   std::mutex mutex_;  // of whoever moves the word

@@ -12,7 +12,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kLeastBegin{10000};  // a replica waits for its programs' connections to end
+constexpr milliseconds kLeastBegin{
+    30000};  // a replica waits for its programs' connections to end, and makes all durable
 
 }  // namespace
 
@@ -83,7 +84,7 @@ void PrimaryVolume::TrailEnded(size_t replica, Fate why) {
 }
 
 bool PrimaryVolume::Agrees(size_t replica, bool trailing, uint64_t batch) {
-  return !set_->trailing(replica) || !trailer_->Collected(replica) ||
+  return !set_->trailing(replica) || !trailer_->Ships(replica) ||
          (trailing && trailer_->Follows(replica, batch));
 }
 

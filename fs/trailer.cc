@@ -23,12 +23,6 @@ constexpr milliseconds kFullPause{250};
 constexpr double kFullEnough = 0.5;                     // of a capture log
 constexpr uint64_t kMostPending = uint64_t{256} << 20;  // bytes kept for one replica; then the logs fill
 
-uint64_t WallNow() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
 std::chrono::steady_clock::time_point TimeOf(Deadline deadline) {
   return std::chrono::steady_clock::now() + deadline.Remaining();
 }
@@ -106,13 +100,15 @@ void Trailer::Collect(size_t replica) {
 // What it lacks of the operations so far goes before everything that was collected.
 void Trailer::Begin(size_t replica, uint64_t operation) {
   const std::lock_guard cutting(cutting_);
+  const uint64_t last =
+      cutter_.last_operation();  // before mutex_, which NoteOperation takes under the tree's lock
   std::unique_lock lock(mutex_);
   Replica& state = replicas_[replica];
   if (state.phase != Phase::kCollecting) {
     return;
   }
   std::vector<recovery::BatchBuilder::Operation> operations;
-  for (uint64_t number = operation + 1; number <= cutter_.last_operation(); ++number) {
+  for (uint64_t number = operation + 1; number <= last; ++number) {
     operations.push_back(log_.Get(number));
   }
   const bool whole = std::find(operations.begin(), operations.end(), nullptr) == operations.end();
@@ -128,9 +124,7 @@ void Trailer::Begin(size_t replica, uint64_t operation) {
                  .bytes = cutter_.clock().bytes,
                  .syncs = cutter_.clock().syncs,
                  .last_operation = operation};
-  const Rpo& rpo = *options_.rpo[replica];
-  page_.AllowCaptures(replica, rpo.bytes == 0 ? UINT64_MAX : state.acked.bytes + rpo.bytes,
-                      rpo.syncs == 0 ? UINT64_MAX : state.acked.syncs + rpo.syncs);
+  AllowAfter(replica, state.acked);
   ++urgent_;
   changed_.notify_all();
 }
@@ -140,7 +134,7 @@ void Trailer::End(size_t replica) {
   SetPhase(replicas_[replica], Phase::kOff);
 }
 
-bool Trailer::Collected(size_t replica) const {
+bool Trailer::Ships(size_t replica) const {
   const std::lock_guard lock(mutex_);
   return replicas_[replica].phase == Phase::kTrailing;
 }
@@ -196,6 +190,9 @@ void Trailer::Watch() {
     {
       const std::lock_guard cutting(cutting_);
       active_ = active_ && !AllOff();  // operations need not be noted any more
+      if (!active_) {
+        cutter_.DropClosedLogs();
+      }
     }
     if (active_ && cutter_.fill() >= kFullEnough) {
       CutNow();  // also while a batch is on its way: programs need room
@@ -282,34 +279,52 @@ void Trailer::Serve(size_t replica) {
   }
 }
 
+// Of a replica for which too much is kept: where to go on is what the owner chose, it is given up, to be compared when it is back. Under
+// cutting_.
+bool Trailer::HaveRoom(std::vector<size_t>& unfit) {
+  bool room = true;
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < options_.rpo.size(); ++i) {
+    Replica& replica = replicas_[i];
+    if (replica.phase == Phase::kOff || replica.pending.bytes() <= kMostPending) {
+      continue;
+    }
+    if (options_.rpo[i]->on_lag == OnLag::kThrottle) {
+      room = false;
+    } else {
+      SetPhase(replica, Phase::kOff);
+      unfit.push_back(i);
+    }
+  }
+  return room;
+}
+
+// Under cutting_.
+void Trailer::Distribute(const Cutter::Cut& cut, std::vector<size_t>& unfit) {
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < options_.rpo.size(); ++i) {
+    Replica& replica = replicas_[i];
+    if (replica.phase == Phase::kOff) {
+      continue;
+    }
+    if (cut.faulty) {
+      SetPhase(replica, Phase::kOff);
+      unfit.push_back(i);
+      continue;
+    }
+    replica.pending.Lay(cut.content);
+    replica.point = cut.point;
+  }
+}
+
 // For everybody: what is cut is out of the logs.
 void Trailer::CutNow() {
   std::vector<size_t> unfit;
   {
     const std::lock_guard cutting(cutting_);
-    {
-      const std::lock_guard lock(mutex_);
-      for (const Replica& replica : replicas_) {
-        if (replica.phase != Phase::kOff && replica.pending.bytes() > kMostPending) {
-          return;
-        }
-      }
-    }
-    const Cutter::Cut cut = cutter_.Make(at_rest_);
-    const std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < options_.rpo.size(); ++i) {
-      Replica& replica = replicas_[i];
-      if (replica.phase == Phase::kOff) {
-        continue;
-      }
-      if (cut.faulty) {
-        SetPhase(replica, Phase::kOff);
-        unfit.push_back(i);
-        continue;
-      }
-      replica.pending.Lay(cut.content);
-      replica.point = cut.point;
-    }
+    if (HaveRoom(unfit)) {
+      Distribute(cutter_.Make(at_rest_), unfit);
+    }  // else the logs fill, and syncs wait
   }
   for (const size_t replica : unfit) {
     carrier_.TrailEnded(replica, BatchCarrier::Fate::kUnfit);
@@ -367,15 +382,24 @@ void Trailer::Acknowledged(size_t replica, const Cutter::Point& point, uint64_t 
   state.acked = point;
   state.counts.batch_bytes += bytes;
   clock.active_since[replica].store(0, std::memory_order_seq_cst);
+  const uint64_t all_bytes = clock.bytes;
+  const uint64_t all_syncs = clock.syncs;
   if (clock.next.load(std::memory_order_seq_cst) != point.number + 1 || !state.pending.empty()) {
     uint64_t idle = 0;
     clock.active_since[replica].compare_exchange_strong(idle, static_cast<uint64_t>(point.at.count()));
+  } else {  // what was counted between the look at the counters and the cut is in it
+    state.acked.bytes = all_bytes;
+    state.acked.syncs = all_syncs;
   }
+  AllowAfter(replica, state.acked);
+  NoteBreach(state, Lags(replica, 1));
+  changed_.notify_all();
+}
+
+void Trailer::AllowAfter(size_t replica, const Cutter::Point& point) {
   const Rpo& rpo = *options_.rpo[replica];
   page_.AllowCaptures(replica, rpo.bytes == 0 ? UINT64_MAX : point.bytes + rpo.bytes,
                       rpo.syncs == 0 ? UINT64_MAX : point.syncs + rpo.syncs);
-  NoteBreach(state, Lags(replica, 1));
-  changed_.notify_all();
 }
 
 absl::Status Trailer::Flush(Deadline deadline) {

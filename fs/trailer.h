@@ -3,6 +3,8 @@
 // one that hears the programs.
 //
 // Thread-safe.
+// ---
+// For maintainers. Lock order: cutting_, then the volume's namespace lock (within a cut), then mutex_.
 #pragma once
 
 #include <array>
@@ -65,8 +67,8 @@ class Trailer {
   // It does not trail any more; what was kept for it goes.
   void End(size_t replica);
 
-  // It gets batches; not only kept what it will get.
-  bool Collected(size_t replica) const;
+  // It gets batches: more than that what it will get is kept.
+  bool Ships(size_t replica) const;
   // Whether a copy that says so of itself is the one we ship to.
   bool Follows(size_t replica, uint64_t batch) const;
 
@@ -102,8 +104,11 @@ class Trailer {
   void Watch();
   void Serve(size_t replica);
   void CutNow();
+  bool HaveRoom(std::vector<size_t>& unfit);
+  void Distribute(const Cutter::Cut& cut, std::vector<size_t>& unfit);
   void ShipPending(std::unique_lock<std::mutex>& lock, size_t replica);
   void Acknowledged(size_t replica, const Cutter::Point& point, uint64_t bytes);
+  void AllowAfter(size_t replica, const Cutter::Point& point);
   bool Lags(size_t replica, int parts) const;
   void NoteBreach(Replica& state, bool breached);
   void SetPhase(Replica& state, Phase phase);

@@ -245,10 +245,9 @@ int VolumeReplicator::MakeRoom() {
   if (!log_.full()) {
     return 0;
   }
-  const int error = SyncTree([] { return 0; });
+  int error = SyncTree([] { return 0; });
   if (error == 0 && log_.full() && trailer_ != nullptr) {
-    (void)trailer_->Flush(Deadline::After(Patience::Longest(page_.page())));
-    Trim();
+    error = MakeRoomByShipping();
   }
   if (error == 0 && log_.full()) {
     log_.ReleaseAll();  // a resync that needs more has to begin anew
@@ -256,6 +255,29 @@ int VolumeReplicator::MakeRoom() {
     TrimTo(set.sent_to());
   }
   return error != 0 ? error : log_.full() ? EIO : 0;
+}
+
+// Where the log is full of what replicas that trail lack: waits for them as the policy says.
+int VolumeReplicator::MakeRoomByShipping() {
+  Patience patience(page_.page(), *this, FileId::kNone);
+  int result = 0;
+  while (true) {
+    (void)trailer_->Flush(patience.Slice());  // whether it helped shows in the log
+    Trim();
+    if (!log_.full() || trailer_->operations_shipped() >= log_.last()) {
+      break;
+    }
+    if (Fenced(page_.page())) {
+      result = ESTALE;
+      break;
+    }
+    if (patience.RanOut()) {
+      result = patience.error();
+      break;
+    }
+  }
+  patience.Ended(result);
+  return result;
 }
 
 void VolumeReplicator::Trim() { TrimTo(UINT8_MAX); }

@@ -166,6 +166,7 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int AwaitOperation(uint64_t number, Sender sender = Sender::kCaller);
   uint64_t LastOperationOf(FileState& file);
   int MakeRoom();
+  int MakeRoomByShipping();
   uint64_t Append(NamespaceOp& op);
   void NoteOrphans(const NamespaceOp& op);
   void DropIfGone(const NamespaceOp& op);

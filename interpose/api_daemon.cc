@@ -78,8 +78,8 @@ int ReceiveReply(Observation& into) {
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
   const ssize_t got = ::recvmsg(into.socket.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  if (got < 0) {
-    return errno;
+  if (got < 0) {  // a daemon that ends resets who is in its queue
+    return errno == EAGAIN || errno == EINTR ? errno : ENOTCONN;
   }
   size_t count = 0;
   for (cmsghdr* header = got > 0 ? CMSG_FIRSTHDR(&message) : nullptr; header != nullptr;

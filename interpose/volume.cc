@@ -136,7 +136,7 @@ Error Volume::EnsureLog() {
         return MapShared(answer.descriptors[1].get(), clock_);
       });
   if (!result.ok()) {
-    return result;
+    return DaemonLink::IsOfLink(result) ? Error{ENOTCONN, result.doing} : result;
   }
   if (!log_writer_.has_value()) {
     log_writer_.emplace(*log_);

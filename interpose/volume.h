@@ -63,8 +63,6 @@ class Volume : public SyncObserver {
   Error Replicate(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                   LocalPersist* local);
 
-  // Has a capture log when a replica of the volume may trail. Any thread; async-signal-safe.
-  Error EnsureLog();
   // Whether the replicas hold what a capture of this file copied. Errors as Replicate, or as verify.h.
   Error Verify(const VerifyRequest& request, VerifyResult& result);
 
@@ -88,6 +86,8 @@ class Volume : public SyncObserver {
   int Interrupted(bool suspended) override;
 
  private:
+  // Has a capture log when a replica of the volume may trail. Any thread; async-signal-safe.
+  Error EnsureLog();
   void Report(local::ReportKind kind, FileId file, uint64_t value);
   void TellStalls(uint64_t stalls);
 

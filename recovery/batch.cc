@@ -89,7 +89,14 @@ void BatchBuilder::Erase(Pieces& pieces, Extent extent) {
 
 // Requires: nothing lies there.
 void BatchBuilder::Put(Pieces& pieces, Extent extent, const Piece& piece) {
-  pieces[extent.offset] = {.end = extent.end(), .bytes = piece.bytes, .at = piece.at};
+  Piece put{.end = extent.end(), .bytes = piece.bytes, .at = piece.at};
+  if (extent.length < piece.bytes->size() / 2) {  // a small rest does not keep a large payload in memory
+    const auto begin = piece.bytes->begin() + static_cast<ptrdiff_t>(piece.at);
+    put.bytes =
+        std::make_shared<const std::vector<std::byte>>(begin, begin + static_cast<ptrdiff_t>(extent.length));
+    put.at = 0;
+  }
+  pieces[extent.offset] = std::move(put);
   bytes_ += extent.length;
 }
 

@@ -28,16 +28,15 @@ struct CaptureClock {
   std::atomic<uint64_t> next;   // number of the next capture, from 1
   std::atomic<uint64_t> bytes;  // captured, ever
   std::atomic<uint64_t> syncs;  // that captured something, ever
-  // Of each replica that trails: CLOCK_MONOTONIC nanoseconds before the first capture that it may lack; 0: it lacks none.
+  // Of each replica that trails: CLOCK_MONOTONIC nanoseconds at about the first capture that it may lack; 0: it lacks none.
   std::atomic<uint64_t> active_since[kMaxReplicas];
   std::atomic<uint32_t> wake;  // futex word of the daemon: counted up when it has something to do
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
-constexpr uint32_t kCaptureLogMagic = 0x474c4350;  // "PCLG"
-constexpr size_t kCaptureUnit = 64;                // bytes; rooms begin and end at multiples
-constexpr uint32_t kCaptureSlots = 8192;           // a power of two
-constexpr uint32_t kCaptureUnits = 128 * 1024;     // 8 MiB, a power of two
+constexpr size_t kCaptureUnit = 64;             // bytes; rooms begin and end at multiples
+constexpr uint32_t kCaptureSlots = 8192;        // a power of two
+constexpr uint32_t kCaptureUnits = 128 * 1024;  // 8 MiB, a power of two
 // Of one capture, ranges included: what is larger is several captures.
 constexpr size_t kMaxCapture = 256 * 1024;
 
@@ -56,12 +55,10 @@ struct CaptureSlot {
 static_assert(sizeof(CaptureSlot) == 64);
 
 struct CaptureLogMemory {
-  uint32_t magic;
-  uint32_t reserved;
   std::atomic<uint64_t> head;  // written by the process
   std::atomic<uint64_t> tail;  // written by the daemon
   std::atomic<uint32_t> room;  // futex word, counted up when rooms are given back
-  std::byte padding[4096 - 28];
+  std::byte padding[4096 - 20];
   CaptureSlot slots[kCaptureSlots];
   std::byte ring[size_t{kCaptureUnits} * kCaptureUnit];
 };

@@ -13,7 +13,6 @@ namespace pmirror {
 using namespace capture_log;  // NOLINT: one log's two halves
 
 void CaptureReader::Initialise(CaptureLogMemory& memory) {
-  memory.magic = kCaptureLogMagic;
   for (uint32_t slot = 0; slot < kCaptureSlots; ++slot) {
     memory.slots[slot].state.store(State(slot, kFree), std::memory_order_relaxed);
   }

@@ -57,9 +57,6 @@ Result<bool> LogCapture::Capture(const CaptureTarget& target, std::span<const Ex
     if (!took.ok()) {
       return took.error();
     }
-    if (took.value() == Took::kGivenUp) {
-      return false;
-    }
     if (took.value() == Took::kAgain) {
       if (GivenUp()) {
         return false;
@@ -67,6 +64,7 @@ Result<bool> LogCapture::Capture(const CaptureTarget& target, std::span<const Ex
       continue;
     }
     NoteActive(replicas);
+    patience_.Progress();
     const uint64_t before_last = piece.extents == 1 ? done : 0;
     extents = extents.subspan(piece.extents - 1);
     done = before_last + piece.last;
@@ -164,28 +162,40 @@ void LogCapture::WakeDaemon() {
   }
 }
 
-bool LogCapture::WithinRpo(uint8_t replicas) const {
-  bool within = true;
+ReplicaMask LogCapture::Lagging(ReplicaMask replicas) const {
+  ReplicaMask lagging = 0;
   ForEach(replicas, [&](size_t replica) {
     const TrailLimits& limits = page_.trail[replica];
-    if (limits.on_lag == static_cast<uint32_t>(OnLag::kProceed)) {
-      return;
-    }
     const uint64_t since = clock_.active_since[replica].load(std::memory_order_acquire);
-    const bool old = limits.rpo_ns != 0 && since != 0 &&
-                     static_cast<uint64_t>(Deadline::Now().count()) > since + limits.rpo_ns;
-    within = within && !old &&
-             clock_.bytes.load(std::memory_order_relaxed) <= limits.bytes.load(std::memory_order_acquire) &&
-             clock_.syncs.load(std::memory_order_relaxed) <= limits.syncs.load(std::memory_order_acquire);
+    if (limits.on_lag == static_cast<uint32_t>(OnLag::kProceed) || since == 0) {
+      return;  // since 0: it has all, whatever was counted meanwhile
+    }
+    const auto now = static_cast<uint64_t>(Deadline::Now().count());
+    const bool lags =
+        (limits.rpo_ns != 0 && now > since + limits.rpo_ns) ||
+        clock_.bytes.load(std::memory_order_relaxed) > limits.bytes.load(std::memory_order_acquire) ||
+        clock_.syncs.load(std::memory_order_relaxed) > limits.syncs.load(std::memory_order_acquire);
+    lagging |= lags ? Bit(replica) : ReplicaMask{0};
   });
-  return within;
+  return lagging;
 }
 
-void LogCapture::AwaitShipping(uint32_t seen_acks) {
+uint64_t LogCapture::Shipped(ReplicaMask replicas) const {
+  uint64_t sum = 0;
+  ForEach(replicas, [&](size_t replica) {
+    sum += clock_.active_since[replica].load(std::memory_order_acquire) +
+           page_.trail[replica].bytes.load(std::memory_order_acquire) +
+           page_.trail[replica].syncs.load(std::memory_order_acquire);
+  });
+  return sum;
+}
+
+void LogCapture::AwaitShipping(ReplicaMask lagging, uint32_t seen_acks) {
+  const uint64_t before = Shipped(lagging);
   WakeDaemon();
   const SignalWindow window(SignalWindow::kNow);
   FutexWait(&page_.trail_acks, seen_acks, patience_.Slice(), FutexScope::kShared);
-  if (page_.trail_acks.load(std::memory_order_acquire) != seen_acks) {
+  if (Shipped(lagging) != before) {
     patience_.Progress();
   }
 }

@@ -8,6 +8,7 @@
 
 #include "replication/capture_log.h"
 #include "replication/patience.h"
+#include "replication/replica_mask.h"
 #include "replication/replicate.h"
 #include "replication/result.h"
 #include "replication/volume_page.h"
@@ -25,13 +26,14 @@ class LogCapture {
   Result<bool> Capture(const CaptureTarget& target, std::span<const Extent> extents, ByteSource& source,
                        uint8_t replicas);
 
-  // Whether none of them lags more than it may, or is allowed to.
-  bool WithinRpo(uint8_t replicas) const;
-  // Has the daemon ship, and waits a while for that to have helped. Requires: as above.
-  void AwaitShipping(uint32_t seen_acks);
+  // Those of them that lag more than they may.
+  ReplicaMask Lagging(ReplicaMask replicas) const;
+  // Has the daemon ship, and waits a while for that to have helped those. `seen_acks`: VolumePage::trail_acks from before Lagging(). Requires:
+  // as above.
+  void AwaitShipping(ReplicaMask lagging, uint32_t seen_acks);
 
  private:
-  enum class Took { kAll, kAgain, kGivenUp };
+  enum class Took { kAll, kAgain };
   struct Piece {
     size_t bytes = 0;    // of ranges and payload
     size_t extents = 0;  // that it covers, the last one perhaps in part
@@ -43,6 +45,7 @@ class LogCapture {
                             ByteSource& source);
   bool CutSince(uint64_t number) const;
   bool GivenUp();
+  uint64_t Shipped(ReplicaMask replicas) const;
   void NoteActive(uint8_t replicas);
   void WakeDaemon();
 

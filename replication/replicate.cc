@@ -143,15 +143,17 @@ Error Sync::CaptureFor(ReplicaMask trailing) {
 
 // True when a replica lags more than it may: then it was waited for, a while.
 bool Sync::AwaitRpo(SetWord set) {
-  if (!captured_) {
+  // A durable one with nothing to capture, too: it answers for operations on the tree, and for what was captured before it.
+  if (set.trailing() == 0 || outlet_.clock == nullptr || (!captured_ && level_ != WaitLevel::kDurable)) {
     return false;
   }
   LogCapture capture(page_, outlet_, patience_);
   const uint32_t acks = page_.trail_acks.load(std::memory_order_acquire);
-  if (capture.WithinRpo(set.trailing())) {
+  const ReplicaMask lagging = capture.Lagging(set.trailing());
+  if (lagging == 0) {
     return false;
   }
-  capture.AwaitShipping(acks);
+  capture.AwaitShipping(lagging, acks);
   return true;
 }
 

@@ -247,7 +247,7 @@ absl::Status ReplicaVolume::Adopt(const SessionRequest& request) {
         absl::StrCat("connections of an older epoch of ", options_.name, " have not ended yet; try again"));
   }
   if (new_mount) {
-    if (absl::Status status = EndTrailing(); !status.ok()) {
+    if (absl::Status status = EndTrailing(Next::kMount); !status.ok()) {
       return status;
     }
     next.trailing = false;
@@ -306,7 +306,7 @@ absl::Status ReplicaVolume::Leave(const Departure& departure) {
   if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("connections of the volume have not ended yet; try again");
   }
-  if (absl::Status status = EndTrailing(); !status.ok()) {
+  if (absl::Status status = EndTrailing(Next::kCleanEnd); !status.ok()) {
     return status;
   }
   if (absl::Status status = PersistAll(); !status.ok()) {

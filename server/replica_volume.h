@@ -225,12 +225,13 @@ class ReplicaVolume {
   Outcome Revoke(const FrameHeader& header);
   int MarkOperation(uint64_t mount_number, uint64_t operation);
 
-  absl::Status EndTrailing();
+  enum class Next { kMount, kResync, kCleanEnd };
+  absl::Status EndTrailing(Next what_follows);
   absl::Status SettleBatches();
   absl::Status ContinueBatches();
   absl::Status Doubt(const absl::Status& why);
   absl::Status ContinueGroup();
-  Outcome TakeBatch(const FrameHeader& header, std::span<const WireRange> ranges,
+  Outcome TakeBatch(Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                     std::span<const std::byte> payload);
   Outcome StoreAndApply(std::span<const std::byte> bytes, const recovery::BatchView& batch);
   Outcome ApplyBatch(const recovery::BatchView& batch);

@@ -41,15 +41,17 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginTrailing(const ResyncRequest& reque
     return absl::UnavailableError("connections of programs have not ended yet; try again");
   }
   const std::lock_guard batch_lock(batch_mutex_);
-  if (absl::Status status = SettleBatches(); !status.ok()) {
+  trailing_ = true;  // first: no frame is applied behind what is made durable here
+  absl::Status status = SettleBatches();
+  if (status.ok()) {
+    VolumeRecord next = record_;
+    next.trailing = true;
+    status = StoreRecord(next);
+  }
+  if (!status.ok()) {
+    trailing_ = record_.trailing;
     return status;
   }
-  VolumeRecord next = record_;
-  next.trailing = true;
-  if (absl::Status status = StoreRecord(next); !status.ok()) {
-    return status;
-  }
-  trailing_ = true;
   spdlog::info("event=trailing_began volume={} node={} mount_number={} operation={}", options_.name,
                request.node, record_.mount_number, applied_operation());
   // None comes after it: operations of the daemon's session are refused from here on.
@@ -72,22 +74,32 @@ absl::Status ReplicaVolume::SettleBatches() {
   return journal_.Remove();
 }
 
-// Before anything else may change the files. Under control_mutex_, with no session.
-absl::Status ReplicaVolume::EndTrailing() {
+// Before anything else may change the files. Under control_mutex_, with no session. What shows half a batch is a mixture like one in a resync, and
+// only that may follow.
+absl::Status ReplicaVolume::EndTrailing(Next what_follows) {
   if (!record_.trailing) {
     return absl::OkStatus();
   }
   const std::lock_guard lock(batch_mutex_);
+  const bool whole = batch_half_done_ == 0 && doubt_.empty();
+  if (!whole && what_follows != Next::kResync) {
+    return absl::FailedPreconditionError(absl::StrCat("the files of this replica of ", options_.name,
+                                                      " show half of a batch: a resync comes first"));
+  }
   if (absl::Status status = SettleBatches(); !status.ok()) {
     return status;
   }
   VolumeRecord next = record_;
   next.trailing = false;
+  next.resyncing = !whole;
   next.operation = applied_operation();
   if (absl::Status status = StoreRecord(next); !status.ok()) {
     return status;
   }
   trailing_ = false;
+  if (!whole) {
+    undo_->GiveUpWithout("its files show half of a batch");
+  }
   return absl::OkStatus();
 }
 
@@ -133,8 +145,8 @@ absl::Status ReplicaVolume::Doubt(const absl::Status& why) {
 }
 
 // A piece of a batch; the last one makes it whole.
-Outcome ReplicaVolume::TakeBatch(const FrameHeader& header, std::span<const WireRange> ranges,
-                                 std::span<const std::byte> payload) {
+Outcome ReplicaVolume::TakeBatch(Session& session, const FrameHeader& header,
+                                 std::span<const WireRange> ranges, std::span<const std::byte> payload) {
   const std::lock_guard lock(batch_mutex_);
   if (!trailing_) {
     return Refuse(RefusalCode::kNotGranted);
@@ -143,8 +155,11 @@ Outcome ReplicaVolume::TakeBatch(const FrameHeader& header, std::span<const Wire
   if (offset == 0) {
     incoming_.clear();
   }
-  if (offset != incoming_.size() || offset + payload.size() > kMostBatchBytes) {
+  if (offset != incoming_.size()) {
     return Refuse(RefusalCode::kRecapture);
+  }
+  if (offset + payload.size() > kMostBatchBytes) {
+    return Refuse(RefusalCode::kOutOfRange);
   }
   incoming_.insert(incoming_.end(), payload.begin(), payload.end());
   if ((header.flags & kFlagContinues) != 0) {
@@ -168,6 +183,10 @@ Outcome ReplicaVolume::TakeBatch(const FrameHeader& header, std::span<const Wire
                   applied_operation());
     return Refuse(RefusalCode::kBlocked);
   }
+  // What the session brought right before it trailed, and nobody has asked to be durable.
+  const auto touched = session.touched.files();
+  batch_files_.insert(batch_files_.end(), touched.begin(), touched.end());
+  session.touched.Clear();
   return StoreAndApply(bytes, *batch);
 }
 

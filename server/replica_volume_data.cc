@@ -39,7 +39,7 @@ Outcome ReplicaVolume::Apply(Session& session, const FrameHeader& header, std::s
       }
       return kDone;
     case FrameKind::kBatch:
-      return TakeBatch(header, ranges, payload);
+      return TakeBatch(session, header, ranges, payload);
     default:
       return kDone;
   }

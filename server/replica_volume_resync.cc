@@ -3,6 +3,7 @@
 #include <cerrno>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "recovery/random_value.h"
 #include "server/replica_volume.h"
 #include "spdlog/spdlog.h"
@@ -56,16 +57,24 @@ absl::Status ReplicaVolume::BeginUndo() {
   return absl::OkStatus();
 }
 
+// "", or when that was.
+static std::string CutAt(uint64_t wall) {
+  return wall == 0
+             ? ""
+             : absl::StrCat(", cut at ", absl::FormatTime(absl::FromUnixNanos(static_cast<int64_t>(wall))));
+}
+
 void ReplicaVolume::FillPromotable(State& state) const {
   const VolumeRecord& record = state.record;
   if (record.trailing && state.refusal.empty()) {
     const std::lock_guard lock(batch_mutex_);
     state.batch = batch_.number;
     state.promotable = batch_half_done_ == 0 && doubt_.empty();
-    state.image = !doubt_.empty() ? doubt_
-                  : state.promotable
-                      ? absl::StrCat("batch ", batch_.number, " of mount ", record.mount_number)
-                      : absl::StrCat("batch ", batch_half_done_, " could not be applied in full");
+    state.image =
+        !doubt_.empty() ? doubt_
+        : state.promotable
+            ? absl::StrCat("batch ", batch_.number, " of mount ", record.mount_number, CutAt(batch_.cut_at))
+            : absl::StrCat("batch ", batch_half_done_, " could not be applied in full");
     return;
   }
   if (!record.resyncing) {
@@ -108,7 +117,7 @@ absl::StatusOr<uint64_t> ReplicaVolume::BeginResync(const ResyncRequest& request
   if (!sessions_.EndWhere([](const Session&) { return true; }, Deadline::After(options_.handover_wait))) {
     return absl::UnavailableError("connections of the volume have not ended yet; try again");
   }
-  if (status = EndTrailing(); !status.ok()) {
+  if (status = EndTrailing(Next::kResync); !status.ok()) {
     return status;
   }
   if (status = BeginUndo(); !status.ok()) {

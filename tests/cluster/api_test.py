@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,10 +39,10 @@ def socket_of(mount):
 class Steps:
     """The program: one call at a time."""
 
-    def __init__(self, cluster, preload, name="file"):
+    def __init__(self, cluster, preload, name="file", socket_path=None):
         words = [cluster.app("api_steps"), cluster.mounted(name), BYTES]
         # Several sandboxes may be on this machine: `pmirror run` names the daemon, and without it the environment has to.
-        environment = {} if preload else {"PMIRROR_SOCKET": socket_of(cluster.node(cluster.primary).mount)}
+        environment = {} if preload else {"PMIRROR_SOCKET": socket_path or socket_of(cluster.node(cluster.primary).mount)}
         self.command = [str(word) for word in (cluster.run_command(*words) if preload else words)]
         self._errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
@@ -84,8 +85,8 @@ class Steps:
 
 
 class Api(ClusterTest):
-    def steps(self, cluster, preload=True, name="file"):
-        steps = Steps(cluster, preload, name)
+    def steps(self, cluster, preload=True, name="file", **options):
+        steps = Steps(cluster, preload, name, **options)
         self.addCleanup(steps.close)
         return steps
 
@@ -293,6 +294,18 @@ class Api(ClusterTest):
         self.assertEqual(steps.do("next", 0), errno.ENOTCONN)
         self.assertEqual(steps.do("unsubscribe"), 0)
         self.assertEqual(steps.do("subscribe", "-"), errno.ENOTCONN)
+
+    def test_a_daemon_that_ends_while_it_is_asked_cannot_be_asked(self):
+        cluster = self.cluster()
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as ending:
+            ending.bind(f"{folder}/socket")
+            ending.listen()
+            steps = self.steps(cluster, preload=False, socket_path=f"{folder}/socket")
+            steps.begin("subscribe", "-")
+            accepted = ending.accept()[0]
+            accepted.recv(1, socket.MSG_PEEK)  # there is a request
+            accepted.close()  # that nobody read: the other end is reset
+            self.assertEqual(steps.answer()[0], errno.ENOTCONN)
 
     def test_error_information_names_range_file_and_replica(self):
         cluster = self.cluster(on_loss="fail", deadline="1s")

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import threading
 
 from lib.cluster import ClusterTest, main, wait
 
@@ -144,6 +145,39 @@ class Limits(RpoTest):
                 self.assert_legal(cluster, cluster.replica, acknowledged)
                 self.assertGreater(self.trail(cluster)["breach_ns"], 1_000_000_000)
                 cluster.down()
+
+    def test_P1_a_sync_of_the_tree_waits_at_the_limit_too(self):
+        cluster = self.cluster(rpo="100ms", suspend="60s")
+        self.wait_trailing(cluster)
+        done = []
+
+        def rename_and_sync():
+            folder = os.open(cluster.mounted(""), os.O_RDONLY | os.O_DIRECTORY)
+            while not ended.is_set():
+                with open(cluster.mounted("new"), "wb"):
+                    pass
+                os.rename(cluster.mounted("new"), cluster.mounted("name"))
+                os.fsync(folder)
+                done.append(None)
+            os.close(folder)
+
+        ended = threading.Event()
+        thread = threading.Thread(target=rename_and_sync)
+        thread.start()
+        try:
+            wait(lambda: len(done) > 5, "syncs of the directory return", 30)
+            cluster.partition(cluster.primary, cluster.replica)
+            wait(lambda: self.trail(cluster)["lag_ns"] > 2_000_000_000, "the replica lags", 30)
+            before = len(done)
+            wait(lambda: self.trail(cluster)["lag_ns"] > 4_000_000_000, "it lags more", 30)
+            self.assertEqual(len(done), before, "no sync returns beyond the RPO")
+            cluster.heal(cluster.primary, cluster.replica)
+            wait(lambda: len(done) > before + 5, "syncs go on", 60)
+        finally:
+            cluster.heal(cluster.primary, cluster.replica)
+            ended.set()
+            thread.join()
+        self.assert_equal(cluster)
 
     def test_P6_on_lag_proceed_goes_on_and_says_that_the_replica_lags(self):
         cluster = self.cluster(rpo="100syncs", on_lag="proceed", suspend="60s")

@@ -22,7 +22,7 @@ using std::chrono::seconds;
 
 constexpr FileId kFile{5};
 
-class NoEvents : public EventSink {
+class RecordedEvents : public EventSink {
  public:
   void Report(Severity, std::string_view event, const Fields&) override {
     const std::lock_guard lock(mutex_);
@@ -135,13 +135,13 @@ class TrailerTest : public testing::Test {
   }
   bool WithinRpo() {
     Patience patience(page_->page(), quiet_, kFile);
-    return LogCapture(page_->page(), cutter_->outlet(), patience).WithinRpo(1);
+    return LogCapture(page_->page(), cutter_->outlet(), patience).Lagging(1) == 0;
   }
   // As a sync that is held does, for one slice of its patience.
   void AwaitShipping() {
     const SignalBlock block;
     Patience patience(page_->page(), quiet_, kFile);
-    LogCapture(page_->page(), cutter_->outlet(), patience).AwaitShipping(page_->page().trail_acks);
+    LogCapture(page_->page(), cutter_->outlet(), patience).AwaitShipping(1, page_->page().trail_acks);
   }
   absl::Status Flush() { return trailer_->Flush(Deadline::After(seconds(20))); }
   // What a replica would have of the file, and the modes it was given.
@@ -163,7 +163,7 @@ class TrailerTest : public testing::Test {
     return file;
   }
 
-  NoEvents events_;
+  RecordedEvents events_;
   OperationLog log_;
   std::unique_ptr<VolumePageOwner> page_;
   uint32_t slot_ = 0;

@@ -32,10 +32,13 @@ class ReplicaBatches : public testing::Test {
     return bed_.volume().BeginTrailing(
         {.node = "n1", .epoch = bed_.epoch, .generation = 77, .mount_number = bed_.mount_number});
   }
-  void Restart() {
+  void Restart(bool open = true) {
     daemon_.reset();
     bed_.Stop();
     bed_.Start();
+    if (!open) {
+      return;
+    }
     daemon_.emplace(bed_.Open(SessionKind::kDaemon));
   }
   static void Lay(BatchBuilder& batch, uint64_t file, uint64_t offset, const std::string& text) {
@@ -161,12 +164,25 @@ TEST_F(ReplicaBatches, P9_ADamagedJournalIsSaidAndNotApplied) {
               {.node = "n1", .epoch = bed_.epoch, .generation = 77, .mount_number = bed_.mount_number})
           .ok());
   EXPECT_FALSE(std::filesystem::exists(JournalPath()));
+  EXPECT_FALSE(bed_.volume().state().promotable) << "half of a batch is no point to go back to";
+  Restart(/*open=*/false);
+  EXPECT_FALSE(bed_.volume().state().promotable);
 }
 
 TEST_F(ReplicaBatches, P5_BytesOfAFileThatIsNotThereAreADifferenceOfTheCopies) {
   BatchBuilder batch;
   Lay(batch, 99, 0, "lost");
   EXPECT_EQ(Send(batch, 1), RefusalCode::kNoSuchFile);
+  EXPECT_FALSE(bed_.volume().state().promotable);
+  daemon_.reset();
+  bed_.mount_number = 2;
+  EXPECT_FALSE(bed_.volume().PrepareSession(bed_.Request(SessionKind::kDaemon)).ok())
+      << "nor may a mount follow";
+  ASSERT_TRUE(
+      bed_.volume()
+          .BeginResync(
+              {.node = "n1", .epoch = bed_.epoch, .generation = 77, .mount_number = bed_.mount_number})
+          .ok());
   EXPECT_FALSE(bed_.volume().state().promotable);
 }
 

@@ -19,6 +19,8 @@ void AddPing(CLI::App& app, int& exit_code);
 void AddVerify(CLI::App& app, int& exit_code);
 void AddEvents(CLI::App& app, int& exit_code);
 void AddResync(CLI::App& app, int& exit_code);
+void AddVolume(CLI::App& app, int& exit_code);
+void AddReplica(CLI::App& app, int& exit_code);
 void AddSettle(CLI::App& app, int& exit_code);
 void AddSandbox(CLI::App& app, int& exit_code);
 

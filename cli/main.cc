@@ -34,6 +34,8 @@ int main(int argc, char** argv) {
   pmirror::cli::AddVerify(app, exit_code);
   pmirror::cli::AddEvents(app, exit_code);
   pmirror::cli::AddResync(app, exit_code);
+  pmirror::cli::AddVolume(app, exit_code);
+  pmirror::cli::AddReplica(app, exit_code);
   pmirror::cli::AddSettle(app, exit_code);
   pmirror::cli::AddSandbox(app, exit_code);
   std::reverse(own.begin(), own.end());  // CLI11 takes them from the back

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <regex>
 
+#include "cli/volume_section.h"
+
 namespace pmirror::cli {
 namespace {
 
@@ -19,28 +21,6 @@ std::string IdOf(const std::string& text) {
     hash = (hash ^ static_cast<unsigned char>(c)) * 16777619U;
   }
   return fmt::format("{:08x}", hash);
-}
-
-// A TOML basic string.
-std::string Quote(const std::string& text) {
-  std::string quoted = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      quoted += '\\';
-      quoted += c;
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-      quoted += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
-    } else {
-      quoted += c;
-    }
-  }
-  return quoted + '"';
-}
-
-std::string QuoteList(const std::vector<std::string>& texts) {
-  std::vector<std::string> quoted;
-  std::transform(texts.begin(), texts.end(), std::back_inserter(quoted), &Quote);
-  return fmt::format("[{}]", fmt::join(quoted, ", "));
 }
 
 template <typename List>
@@ -177,16 +157,20 @@ std::string ConfigOf(const Sandbox& sandbox, const SandboxNode& node) {
     }
   }
   for (const SandboxVolume& volume : sandbox.volumes) {
-    text += fmt::format(
-        "\n[[volume]]\nname = {}\nuuid = {}\nbacking = {}\nmount = {}\nnodes = {}\nprimary = {}\n"
-        "rpo = {}\non_lag = {}\non_loss = {}\ndeadline = {}\nsuspend = {}\ndomain = {}\n",
-        Quote(volume.name), Quote(volume.uuid), Quote(sandbox.Backing(node, volume).string()),
-        Quote(sandbox.Mount(node, volume).string()), QuoteList(names), Quote(volume.primary),
-        Quote(sandbox.options.rpo), Quote(sandbox.options.on_lag), Quote(sandbox.options.on_loss),
-        Quote(sandbox.options.deadline), Quote(sandbox.options.suspend), Quote(sandbox.options.domain));
-    if (!sandbox.options.credit.empty()) {
-      text += fmt::format("credit = {}\n", Quote(sandbox.options.credit));
-    }
+    const SandboxOptions& options = sandbox.options;
+    text += "\n" + ToToml({.name = volume.name,
+                           .uuid = volume.uuid,
+                           .backing = sandbox.Backing(node, volume).string(),
+                           .mount = sandbox.Mount(node, volume).string(),
+                           .nodes = names,
+                           .primary = volume.primary,
+                           .rpo = options.rpo,
+                           .on_lag = options.on_lag,
+                           .on_loss = options.on_loss,
+                           .deadline = options.deadline,
+                           .suspend = options.suspend,
+                           .domain = options.domain,
+                           .credit = options.credit});
   }
   return text;
 }

@@ -118,8 +118,8 @@ void ClientRegistry::Observe(Connection& connection, ClientReply& reply) {
 }
 
 void ClientRegistry::FillMounts(ClientReply& reply) {
-  for (const RegisteredVolume& registered : volumes_) {
-    const ClientVolume& volume = registered.volume;
+  for (const auto& registered : volumes_.All()) {
+    const ClientVolume& volume = registered->volume;
     local::Mount& mount = reply.record.mounts[reply.record.mount_count++];
     mount.device = volume.mount_device();
     mount.volume = volume.uuid();

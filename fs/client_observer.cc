@@ -105,13 +105,13 @@ class ClientObserver::OneVolume : public PageListener {
   const uint32_t index_;
 };
 
-ClientObserver::ClientObserver(std::deque<RegisteredVolume>& volumes) {
+ClientObserver::ClientObserver(RegisteredVolumes& volumes) {
   if (!valid()) {
     return;
   }
-  for (RegisteredVolume& registered : volumes) {
+  for (const auto& registered : volumes.All()) {
     listeners_.push_back(
-        std::make_unique<OneVolume>(queue_, registered.volume, static_cast<uint32_t>(listeners_.size())));
+        std::make_unique<OneVolume>(queue_, registered->volume, static_cast<uint32_t>(listeners_.size())));
   }
 }
 

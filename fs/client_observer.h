@@ -43,7 +43,7 @@ class ObserverQueue {
 class ClientObserver {
  public:
   // `volumes` must outlive the observer.
-  explicit ClientObserver(std::deque<RegisteredVolume>& volumes);
+  explicit ClientObserver(RegisteredVolumes& volumes);
   ~ClientObserver();
   ClientObserver(const ClientObserver&) = delete;
   ClientObserver& operator=(const ClientObserver&) = delete;

@@ -32,18 +32,16 @@ ClientRegistry::ClientRegistry(EventSink& events, size_t max_connections)
 ClientRegistry::~ClientRegistry() { Stop(); }
 
 absl::StatusOr<size_t> ClientRegistry::Add(ClientVolume& volume) {
-  if (listener_.has_value()) {
-    return absl::FailedPreconditionError("a volume is added before programs are served");
-  }
   if (volumes_.size() == local::kMaxVolumes) {
     return absl::ResourceExhaustedError(absl::StrCat("a node mounts at most ", local::kMaxVolumes,
                                                      " volumes: unmount one before ", volume.name()));
   }
-  volumes_.emplace_back(volume, processes_, volumes_.size());
-  return volumes_.size() - 1;
+  const size_t index = volumes_.size();
+  volumes_.Add(std::make_unique<RegisteredVolume>(volume, processes_, index));
+  return index;
 }
 
-ForeignStores& ClientRegistry::StoresOf(size_t volume) { return volumes_.at(volume).stores; }
+ForeignStores& ClientRegistry::StoresOf(size_t volume) { return volumes_[volume].stores; }
 
 size_t ClientRegistry::MappingProcesses(size_t volume) const {
   const auto all = processes_.All();
@@ -257,8 +255,9 @@ void ClientRegistry::AdoptPrograms() {
   std::vector<FoundProgram> programs;
   if (!volumes_.empty()) {
     programs = FindPrograms([this](dev_t device) {
-      return std::any_of(volumes_.begin(), volumes_.end(), [device](const RegisteredVolume& registered) {
-        return registered.volume.backing_device() == device;
+      const auto volumes = volumes_.All();
+      return std::any_of(volumes.begin(), volumes.end(), [device](const auto& registered) {
+        return registered->volume.backing_device() == device;
       });
     });
   }

@@ -2,7 +2,7 @@
 // The daemon's registry of programs: the server of replication/local_protocol.h. It knows which programs run the preload library and what they have
 // mapped, gives them backing files and sessions, and tells the engine what they have stored.
 //
-// Threads: every method is thread-safe, except that Add, Start and Stop come from one thread. One thread accepts, each connection has
+// Threads: every method is thread-safe, except that Add, Start and Stop come from one thread at a time. One thread accepts, each connection has
 // a thread of its own; a request that waits holds up nobody but its own connection. What is called on a ClientVolume comes from these threads.
 // Locks: client_process.h.
 #pragma once
@@ -38,8 +38,8 @@ class ClientRegistry : public OpenOracle {
   ClientRegistry(const ClientRegistry&) = delete;
   ClientRegistry& operator=(const ClientRegistry&) = delete;
 
-  // Adds a volume, which must live until Stop() has returned; answers its index in every hello reply. RESOURCE_EXHAUSTED: a node mounts at most
-  // local::kMaxVolumes. FAILED_PRECONDITION: started already.
+  // Adds a volume, which must live until Stop() has returned; answers its index in every hello reply from then on: a program that has said hello
+  // before carries files of it as one without the preload library does. RESOURCE_EXHAUSTED: a node mounts at most local::kMaxVolumes.
   absl::StatusOr<size_t> Add(ClientVolume& volume);
   // For the volume with that index; lives as long as the registry.
   ForeignStores& StoresOf(size_t volume);

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <chrono>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,9 +27,6 @@ struct ClientReply {
   std::shared_ptr<LeasedFile> lease;
   UniqueFd owned;
 };
-
-// The index in a hello reply is the index here. A deque: what was added does not move.
-using RegisteredVolumes = std::deque<RegisteredVolume>;
 
 // Of a backing file; kNone when it has none.
 FileId StoredId(int fd);

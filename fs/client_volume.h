@@ -31,7 +31,7 @@ class ClientVolume {
   // Tells `listener` of each change of the page, until StopListening() has returned.
   virtual void Listen(PageListener& listener) = 0;
   virtual void StopListening(PageListener& listener) = 0;
-  virtual size_t replica_count() const = 0;
+  virtual size_t replica_count() const = 0;  // bound of the indices of replicas
   // Direct mode of files (FileSystem::AcquireDirect).
   virtual FileSystem& file_system() = 0;
 

@@ -3,8 +3,8 @@
 
 namespace pmirror::fs {
 
-InSyncSet::InSyncSet(VolumePageOwner& page, size_t replicas) : page_(page) {
-  page_.SetMembers(static_cast<uint8_t>((1U << replicas) - 1), 0);
+InSyncSet::InSyncSet(VolumePageOwner& page) : page_(page) {
+  page_.SetMembers(static_cast<uint8_t>(page.page().required), 0);
 }
 
 void InSyncSet::Move(SetWord old, size_t replica, Place to) {

@@ -14,9 +14,9 @@ namespace pmirror::fs {
 
 class InSyncSet {
  public:
-  // At first every replica is a member: as long as it is not known whether its copy is good, no sync succeeds without it.
-  // `page` must outlive the set. Requires: replicas <= kMaxReplicas.
-  InSyncSet(VolumePageOwner& page, size_t replicas);
+  // At first every replica that the page requires is a member: as long as it is not known whether its copy is good, no sync succeeds without it.
+  // `page` must outlive the set.
+  explicit InSyncSet(VolumePageOwner& page);
 
   // Syncs neither send to it, nor wait for it, nor capture for it. True when it was a member or trailed: a joiner that goes is no redundancy
   // lost.

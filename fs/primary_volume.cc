@@ -72,7 +72,9 @@ PrimaryVolume::~PrimaryVolume() {
   }
   trailer_.reset();
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    link->Stop();
+    if (link != nullptr) {
+      link->Stop();
+    }
   }
 }
 
@@ -156,7 +158,9 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
       {{"volume", options_.name},
        {"proven", tracking == Tracking::kNone ? "no: a sync sends the whole range that it names" : "yes"}});
   std::vector<std::string> names;
+  ReplicaMask filling = 0;
   for (const Replica& replica : options_.replicas) {
+    filling |= replica.filling ? Bit(names.size()) : ReplicaMask{0};
     names.push_back(replica.node);
   }
   absl::StatusOr<std::unique_ptr<VolumePageOwner>> page =
@@ -168,12 +172,13 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
                                .domain = options_.domain,
                                .tracking = tracking,
                                .replica_names = std::move(names),
-                               .unproven = !history_.clean && !history_.empty});
+                               .unproven = !history_.clean && !history_.empty,
+                               .filling = filling});
   if (!page.ok()) {
     return page.status();
   }
   page_ = *std::move(page);
-  set_ = std::make_unique<InSyncSet>(*page_, options_.replicas.size());
+  set_ = std::make_unique<InSyncSet>(*page_);
   Result<std::unique_ptr<StagingPool>> staging = StagingPool::Create(kStagingBytes);
   if (!staging.ok()) {
     return absl::ErrnoToStatus(staging.error().code, staging.error().doing);
@@ -181,18 +186,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   staging_ = std::move(staging).value();
   std::vector<ReplicaPath> paths;
   for (const Replica& replica : options_.replicas) {
-    links_.push_back(std::make_unique<ReplicaLink>(ReplicaLink::Options{.volume_name = options_.name,
-                                                                        .volume = options_.uuid,
-                                                                        .primary_node = options_.node,
-                                                                        .replica_node = replica.node,
-                                                                        .index = links_.size(),
-                                                                        .control = replica.control,
-                                                                        .epoch = record_.epoch,
-                                                                        .mount_number = record_.mount_number,
-                                                                        .history = history_,
-                                                                        .deadline = options_.deadline},
-                                                   log_, events_));
-    paths.push_back({&links_.back()->session(), &links_.back()->operations()});
+    paths.push_back(MakeLink(paths.size(), replica));
   }
   if (absl::Status status = MakeTrailer(); !status.ok()) {
     return status;
@@ -208,13 +202,8 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   if (trailer_ != nullptr) {
     replicator_->UseTrailer(*trailer_, cutter_->outlet());
   }
-  for (size_t i = 0; i < links_.size(); ++i) {
-    runners_.push_back(std::make_unique<ResyncRunner>(
-        ResyncRunner::Options{.replica = i,
-                              .backing_root = root_->fd(),
-                              .deadline = options_.deadline,
-                              .activity = [this] { return replicator_->activity(); }},
-        *replicator_, *set_));
+  for (size_t i = 0; i < options_.replicas.size(); ++i) {
+    MakeRunner(i);
   }
   file_system_ = std::make_unique<FileSystem>(*root_, *replicator_, oracle, RaiseDescriptorLimit() / 2);
   Result<std::unique_ptr<FuseSession>> session =
@@ -233,9 +222,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   if (trailer_ != nullptr) {
     trailer_->Start();
   }
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    link->Start(*this);
-  }
+  ForEachLink([this](size_t, ReplicaLink& link) { link.Start(*this); });
   events_.Report(Severity::kInfo, "mounted",
                  {{"volume", options_.name},
                   {"mount", options_.mount},
@@ -244,10 +231,13 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   return absl::OkStatus();
 }
 
+// Whom syncs need.
 bool PrimaryVolume::AllInSync() const {
-  return std::all_of(links_.begin(), links_.end(), [](const std::unique_ptr<ReplicaLink>& link) {
-    return link->status().state == ReplicaLink::State::kInSync;
-  });
+  bool all = true;
+  ForEach(
+      static_cast<ReplicaMask>(page_->page().required.load(std::memory_order_acquire)),
+      [&](size_t replica) { all = all && links_[replica]->status().state == ReplicaLink::State::kInSync; });
+  return all;
 }
 
 void PrimaryVolume::Unmount(Deadline deadline) {
@@ -260,6 +250,10 @@ void PrimaryVolume::Unmount(Deadline deadline) {
 
 // Under `proceed` the volume ends cleanly without the replicas that do not count: they are compared when they come back.
 absl::Status PrimaryVolume::Leave(size_t writing) {
+  {
+    const std::lock_guard lock(members_mutex_);
+    leaving_ = true;
+  }
   const bool proceeds = options_.on_loss == OnLoss::kProceed;
   if (!proceeds && !AllInSync()) {
     return absl::FailedPreconditionError(
@@ -285,18 +279,20 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
   if (trailer_ != nullptr) {
     trailer_->Stop();
   }
-  const auto counting = static_cast<uint8_t>(set_->set().members() | set_->set().trailing());
-  for (size_t i = 0; i < links_.size(); ++i) {
-    ReplicaLink& link = *links_[i];
-    const bool counts = (counting & (1U << i)) != 0;
+  const auto counting = static_cast<ReplicaMask>(set_->set().members() | set_->set().trailing());
+  absl::Status parted;
+  ForEachLink([&](size_t i, ReplicaLink& link) {
     link.Stop();
-    if (!counts) {
-      continue;
+    if ((counting & Bit(i)) == 0 || !parted.ok()) {
+      return;
     }
     if (absl::Status status = link.Leave(log_.last(), kLeaveTimeout); !status.ok()) {
-      return absl::Status(status.code(), fmt::format("{} did not confirm the end of the mount: {}",
-                                                     link.node(), std::string(status.message())));
+      parted = absl::Status(status.code(), fmt::format("{} did not confirm the end of the mount: {}",
+                                                       link.node(), std::string(status.message())));
     }
+  });
+  if (!parted.ok()) {
+    return parted;
   }
   marks_->EndSettle(settle, counting);
   if (absl::Status status = marks_->Flush(); !status.ok()) {
@@ -319,6 +315,7 @@ void PrimaryVolume::Recovered(size_t replica) {
                      {{"volume", options_.name}, {"reason", std::string(status.message())}});
     }
   }
+  NoteFilled(replica);
   if (trailer_ != nullptr && trailer_->Wants(replica) && set_->member(replica)) {
     BeginTrail(replica);
   }
@@ -381,16 +378,12 @@ EventSink::Fields PrimaryVolume::RedundancyOf(size_t replica) const {
 
 absl::Status PrimaryVolume::Resync(const std::string& node, bool full) {
   bool found = false;
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    if (node.empty() || link->node() == node) {
+  ForEachLink([&](size_t, ReplicaLink& link) {
+    if (node.empty() || link.node() == node) {
       found = true;
-      if (full) {
-        link->DemandResync();
-      } else {
-        link->Hurry();
-      }
+      full ? link.DemandResync() : link.Hurry();
     }
-  }
+  });
   return found ? absl::OkStatus()
                : absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
 }
@@ -404,8 +397,8 @@ ClientVolume::SharedParts PrimaryVolume::PartsOf(const ReplicatedFile& file) con
 Result<Connector::Connection> PrimaryVolume::OpenSession(size_t replica, const std::string& process,
                                                          SessionId session, Sequence next_sequence,
                                                          Deadline deadline) {
-  if (replica >= links_.size()) {
-    return Error{EINVAL, "open a session: the volume has no such replica"};
+  if ((page_->page().configured.load(std::memory_order_acquire) & Bit(replica)) == 0) {
+    return Error{ENOTCONN, "open a session: the volume has no such replica"};
   }
   return links_[replica]->ConnectProcess(process, session, next_sequence, deadline);
 }
@@ -475,7 +468,7 @@ void PrimaryVolume::Report(pid_t pid, local::ReportKind kind, FileId file, uint6
       reports_.reconnects += value;
       return;
     case local::ReportKind::kRefused:
-      if (const uint64_t replica = value >> 32; replica < links_.size()) {
+      if (const uint64_t replica = value >> 32; replica < kMaxReplicas && set_->Wanted(replica)) {
         links_[replica]->Refused(static_cast<int>(value & UINT32_MAX));
       }
       return;

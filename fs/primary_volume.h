@@ -44,6 +44,7 @@ class PrimaryVolume final : public ClientVolume,
     std::string node;
     std::vector<std::string> control;  // addresses of its daemon
     std::optional<Rpo> rpo{};          // none: every sync waits for it
+    bool filling = false;              // its copy has never been whole: no sync needs it before it is
   };
   struct Options {
     std::string name;
@@ -58,6 +59,11 @@ class PrimaryVolume final : public ClientVolume,
     std::chrono::nanoseconds deadline{};
     std::chrono::nanoseconds suspend{};
     Domain domain = Domain::kFile;
+    // The copy of a replica that was filling is whole; records that, durably. On the link's thread. After an error it is asked again when the replica
+    // counts the next time.
+    std::function<absl::Status(const std::string& node)> filled = [](const std::string&) {
+      return absl::OkStatus();
+    };
   };
 
   // Opens the copy and mounts it. `oracle` and `events` must outlive the volume. Nothing is mounted after an error, which names the directory
@@ -88,6 +94,17 @@ class PrimaryVolume final : public ClientVolume,
   // Begins a resync soon; `full`: also of copies that count as in sync. `node` empty: of every replica. kNotFound: no copy there.
   absl::Status Resync(const std::string& node, bool full);
 
+  // --- members (docs/internals/volumes.md) ---
+  // A replica more, which is filled beside the running programs: Options::filled tells when that has been done. kAlreadyExists; kResourceExhausted:
+  // every place has been used in this mount; kFailedPrecondition: it has an RPO, and no other replica of this mount has; what the map of marks says.
+  absl::Status AddReplica(Replica replica);
+  // It leaves the volume: nobody waits for it or sends to it any more. kNotFound.
+  absl::Status RemoveReplica(const std::string& node);
+  // Those whose copies count as whole, or did.
+  std::vector<std::string> RequiredNodes() const;
+  // "in-sync" and so on, as in FillStatus; empty: no such replica.
+  std::string StateOfReplica(const std::string& node) const;
+
   // --- recovery::Freezer ---
   absl::Status Freeze() override;
   void Thaw() override;
@@ -102,7 +119,7 @@ class PrimaryVolume final : public ClientVolume,
   int page_fd() const override { return page_->fd(); }
   void Listen(PageListener& listener) override { page_->Listen(listener); }
   void StopListening(PageListener& listener) override { page_->StopListening(listener); }
-  size_t replica_count() const override { return links_.size(); }
+  size_t replica_count() const override { return kMaxReplicas; }
   FileSystem& file_system() override { return *file_system_; }
   SharedParts PartsOf(const ReplicatedFile& file) const override;
   Result<Connector::Connection> OpenSession(size_t replica, const std::string& process, SessionId session,
@@ -124,7 +141,17 @@ class PrimaryVolume final : public ClientVolume,
   absl::Status TakeUp();
   absl::Status OpenMarks();
   absl::Status Start(const OpenOracle& oracle);
+  ReplicaPath MakeLink(size_t replica, const Replica& described);
+  void MakeRunner(size_t replica);
+  ReplicaLink* Find(const std::string& node) const;
   bool AllInSync() const;
+  void NoteFilled(size_t replica);
+  // Calls function(index, link) for each that the volume has.
+  template <typename Function>
+  void ForEachLink(Function function) const {
+    ForEach(static_cast<ReplicaMask>(page_->page().configured.load(std::memory_order_acquire)),
+            [&](size_t replica) { function(replica, *links_[replica]); });
+  }
 
   void Recovered(size_t replica) override;
   bool Lost(size_t replica) override;
@@ -160,12 +187,13 @@ class PrimaryVolume final : public ClientVolume,
   std::unique_ptr<VolumePageOwner> page_;
   std::unique_ptr<InSyncSet> set_;
   std::unique_ptr<StagingPool> staging_;
-  std::vector<std::unique_ptr<ReplicaLink>> links_;
+  // By the bits of the set. Made once, before the page configures it, and there until the end.
+  std::array<std::unique_ptr<ReplicaLink>, kMaxReplicas> links_;
   std::unique_ptr<Cutter> cutter_;                            // null: no replica ever trails
   std::unique_ptr<Trailer> trailer_;                          // likewise
   std::array<std::atomic<bool>, kMaxReplicas> trail_full_{};  // it has no room for the batch that is its turn
   std::unique_ptr<VolumeReplicator> replicator_;
-  std::vector<std::unique_ptr<ResyncRunner>> runners_;  // of links_
+  std::array<std::unique_ptr<ResyncRunner>, kMaxReplicas> runners_;  // of links_
   std::unique_ptr<FileSystem> file_system_;
   std::unique_ptr<FuseSession> session_;
 
@@ -177,6 +205,9 @@ class PrimaryVolume final : public ClientVolume,
     uint64_t peer_congested = 0;
     uint64_t reconnects = 0;
   };
+  std::mutex members_mutex_;  // of whoever adds, removes or ends
+  bool leaving_ = false;      // guarded by members_mutex_
+
   mutable std::mutex reports_mutex_;
   Reports reports_;  // guarded by reports_mutex_
 };

@@ -38,16 +38,15 @@ void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCount
   status.set_suspended_syncs(counters.suspended +
                              static_cast<uint64_t>(std::max<int64_t>(0, reports.suspended)));
   status.set_mapped_processes(programs.processes);
-  size_t index = 0;
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    const ReplicaLink::Status state = link->status();
+  ForEachLink([&](size_t index, ReplicaLink& link) {
+    const ReplicaLink::Status state = link.status();
     control::ReplicaStatus& replica = *status.add_replicas();
-    replica.set_node(link->node());
+    replica.set_node(link.node());
     const int refusal = replicator_->refusal(index);
     const bool refuses = refusal != 0 && state.state == ReplicaLink::State::kInSync;
     replica.set_state(Name(refuses ? ReplicaLink::State::kFailed : state.state));
     replica.set_reason(refuses ? fmt::format("{} refused data: {}; cure that there, it is repeated by itself",
-                                             link->node(), std::strerror(refusal))
+                                             link.node(), std::strerror(refusal))
                                : state.reason);
     const ResyncRunner::Progress progress = runners_[index]->progress();
     if (progress.running) {
@@ -65,37 +64,32 @@ void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCount
     replica.set_sender_full(state.counters.sender_full + reports.sender_full);
     replica.set_peer_congested(state.counters.peer_congested + reports.peer_congested);
     replica.set_recaptures(counters.recaptures + reports.recaptures);
-    ++index;
-  }
+  });
 }
 
 absl::Status PrimaryVolume::Ping(const std::string& node, control::PingReply& reply) {
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    if (link->node() != node) {
-      continue;
-    }
-    const auto time = [&](FrameKind kind, WaitLevel level) -> int64_t {
-      const Deadline::Duration begun = Deadline::Now();
-      const int error = link->Exchange(kind, FileId::kNone, 0, level, Deadline::After(kPingDeadline));
-      return error == 0 ? (Deadline::Now() - begun).count() : -1;
-    };
-    reply.set_data_ns(time(FrameKind::kHeartbeat, WaitLevel::kReceived));
-    reply.set_durable_ns(time(FrameKind::kBarrier, WaitLevel::kDurable));
-    if (reply.data_ns() < 0 || reply.durable_ns() < 0) {
-      const ReplicaLink::Status status = link->status();
-      return absl::UnavailableError(fmt::format("the data session to {} does not answer: {}", node,
-                                                status.reason.empty() ? "timed out" : status.reason));
-    }
-    return absl::OkStatus();
+  ReplicaLink* const link = Find(node);
+  if (link == nullptr) {
+    return absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
   }
-  return absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
+  const auto time = [&](FrameKind kind, WaitLevel level) -> int64_t {
+    const Deadline::Duration begun = Deadline::Now();
+    const int error = link->Exchange(kind, FileId::kNone, 0, level, Deadline::After(kPingDeadline));
+    return error == 0 ? (Deadline::Now() - begun).count() : -1;
+  };
+  reply.set_data_ns(time(FrameKind::kHeartbeat, WaitLevel::kReceived));
+  reply.set_durable_ns(time(FrameKind::kBarrier, WaitLevel::kDurable));
+  if (reply.data_ns() < 0 || reply.durable_ns() < 0) {
+    const ReplicaLink::Status status = link->status();
+    return absl::UnavailableError(fmt::format("the data session to {} does not answer: {}", node,
+                                              status.reason.empty() ? "timed out" : status.reason));
+  }
+  return absl::OkStatus();
 }
 
 void PrimaryVolume::SetReachable(const std::string& node, bool reachable) {
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    if (link->node() == node) {
-      link->SetReachable(reachable);
-    }
+  if (ReplicaLink* const link = Find(node); link != nullptr) {
+    link->SetReachable(reachable);
   }
 }
 

@@ -112,7 +112,7 @@ void PrimaryVolume::CloseCaptureLog(ProcessSerial program) {
 void PrimaryVolume::FillTrail(size_t replica, control::ReplicaStatus& status) const {
   const Trailer::Status trail = trailer_->status(replica);
   control::TrailStatus& message = *status.mutable_trail();
-  message.set_rpo(options_.replicas[replica].rpo->text);
+  message.set_rpo(trailer_->rpo(replica).text);
   message.set_lag_ns(trail.lag_ns);
   message.set_lag_bytes(trail.lag_bytes);
   message.set_lag_syncs(trail.lag_syncs);

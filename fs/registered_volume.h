@@ -2,8 +2,13 @@
 // One mounted volume in the registry of programs.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <span>
+#include <utility>
 
 #include "fs/client_table.h"
 #include "fs/client_volume.h"
@@ -47,6 +52,26 @@ struct RegisteredVolume {
   ClientVolume& volume;
   WritingMappers mappers;
   ForeignCapture stores;
+};
+
+// The volumes of a node, by their index in a hello reply. Grows beside those who read it, and never shrinks. Thread-safe, but for Add, which one thread calls at a
+// time.
+class RegisteredVolumes {
+ public:
+  size_t size() const { return size_.load(std::memory_order_acquire); }
+  bool empty() const { return size() == 0; }
+  RegisteredVolume& operator[](size_t index) { return *volumes_[index]; }
+  const RegisteredVolume& operator[](size_t index) const { return *volumes_[index]; }
+  std::span<const std::unique_ptr<RegisteredVolume>> All() const { return {volumes_.data(), size()}; }
+  // Requires: size() < local::kMaxVolumes.
+  void Add(std::unique_ptr<RegisteredVolume> volume) {
+    volumes_[size()] = std::move(volume);
+    size_.fetch_add(1, std::memory_order_release);
+  }
+
+ private:
+  std::array<std::unique_ptr<RegisteredVolume>, local::kMaxVolumes> volumes_;
+  std::atomic<size_t> size_{0};
 };
 
 }  // namespace pmirror::fs

@@ -45,6 +45,12 @@ ReplicaLink::ReplicaLink(Options options, const OperationLog& log, EventSink& ev
   Result<std::unique_ptr<DataSession>> session = DataSession::Create(*this);
   session_ = std::move(session).value();  // the daemon has memory, or ends
   courier_ = std::make_unique<OperationCourier>(log_, *session_, options_.epoch);
+  if (options_.filling) {
+    resync_due_ = true;
+    whole_resync_ = true;
+    demands_ = 1;
+    status_ = {.state = State::kResyncing, .reason = "it is new", .counters = {}, .placement = {}};
+  }
 }
 
 ReplicaLink::~ReplicaLink() { Stop(); }

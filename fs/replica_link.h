@@ -69,6 +69,8 @@ class ReplicaLink final : public Connector {
     CopyHistory
         history;  // of the primary's copy when it was mounted; its generation is the one that is served
     std::chrono::nanoseconds deadline{};  // a silence shorter than this changes no state
+    // It was no member when the mount began: nothing that is known of that moment says anything of its copy, which has to be brought over whole.
+    bool filling = false;
   };
   enum class State { kConnecting, kInSync, kResyncing, kDisconnected, kStale, kFailed };
   struct Status {

@@ -37,6 +37,7 @@ Trailer::Trailer(Options options, Cutter& cutter, VolumePageOwner& page, const O
       log_(log),
       at_rest_(std::move(at_rest)),
       carrier_(carrier) {
+  options_.rpo.resize(kMaxReplicas);  // of those to come, too
   for (size_t i = 0; i < options_.rpo.size(); ++i) {
     if (options_.rpo[i].has_value()) {
       page_.SetTrailLimits(i, static_cast<uint64_t>(options_.rpo[i]->time.count()), options_.rpo[i]->on_lag);
@@ -53,6 +54,13 @@ void Trailer::Start() {
       replicas_[i].thread = std::thread([this, i] { Serve(i); });
     }
   }
+}
+
+void Trailer::Add(size_t replica, Rpo rpo) {
+  page_.SetTrailLimits(replica, static_cast<uint64_t>(rpo.time.count()), rpo.on_lag);
+  const std::lock_guard lock(mutex_);
+  options_.rpo[replica] = std::move(rpo);
+  replicas_[replica].thread = std::thread([this, replica] { Serve(replica); });
 }
 
 void Trailer::Stop() {

@@ -60,6 +60,12 @@ class Trailer {
     return replica < options_.rpo.size() && options_.rpo[replica].has_value();
   }
 
+  // Requires: Wants(replica).
+  const Rpo& rpo(size_t replica) const { return *options_.rpo[replica]; }
+
+  // A replica more that may trail. Before its bit is set in the page's masks.
+  void Add(size_t replica, Rpo rpo);
+
   // From now on what is captured is kept for it: before the set word says that it trails.
   void Collect(size_t replica);
   // It trails, has applied operations up to `operation`, and gets batches from 1 on.
@@ -116,7 +122,7 @@ class Trailer {
   std::chrono::nanoseconds Interval(size_t replica) const;
   bool Nothing(size_t replica) const;
 
-  const Options options_;
+  Options options_;  // of an RPO: not read before its replica has a phase
   Cutter& cutter_;
   VolumePageOwner& page_;
   const OperationLog& log_;

@@ -18,6 +18,10 @@ void WakeAll(const std::atomic<uint64_t>& word) {
   ::syscall(SYS_futex, reinterpret_cast<const uint32_t*>(&word), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+void WriteName(const std::string& name, char (&to)[kReplicaNameBytes]) {
+  std::memcpy(to, name.data(), std::min(name.size(), kReplicaNameBytes - 1));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<VolumePageOwner>> VolumePageOwner::Create(const Settings& settings) {
@@ -31,15 +35,15 @@ absl::StatusOr<std::unique_ptr<VolumePageOwner>> VolumePageOwner::Create(const S
   fields.version = 1;
   fields.epoch.store(Raw(settings.epoch));
   fields.on_loss = static_cast<uint32_t>(settings.on_loss);
-  fields.replica_count = settings.replica_count;
+  ConfigureReplicas(fields, settings.replica_count);
+  fields.required.fetch_and(~uint32_t{settings.filling});
   fields.deadline_ns = settings.deadline_ns;
   fields.suspend_ns = settings.suspend_ns;
   fields.domain = static_cast<uint32_t>(settings.domain);
   fields.tracking = static_cast<uint32_t>(settings.tracking);
   fields.unproven.store(settings.unproven ? (1U << settings.replica_count) - 1 : 0);
   for (size_t i = 0; i < std::min(settings.replica_names.size(), kMaxReplicas); ++i) {
-    const std::string& name = settings.replica_names[i];
-    std::memcpy(fields.replica_names[i], name.data(), std::min(name.size(), kReplicaNameBytes - 1));
+    WriteName(settings.replica_names[i], fields.replica_names[i]);
   }
   fields.state.store(static_cast<uint32_t>(VolumeState::kServing));
   return std::unique_ptr<VolumePageOwner>(new VolumePageOwner(*std::move(page)));
@@ -83,6 +87,24 @@ void VolumePageOwner::Listen(PageListener& listener) {
 void VolumePageOwner::StopListening(PageListener& listener) {
   std::lock_guard lock(mutex_);
   std::erase(listeners_, &listener);
+}
+
+void VolumePageOwner::Configure(size_t replica, const std::string& node) {
+  const std::lock_guard lock(mutex_);
+  WriteName(node, page_->replica_names[replica]);
+  page_->configured.fetch_or(Bit(replica), std::memory_order_release);
+}
+
+void VolumePageOwner::Require(size_t replica) {
+  const std::lock_guard lock(mutex_);
+  page_->required.fetch_or(Bit(replica), std::memory_order_seq_cst);
+}
+
+void VolumePageOwner::Dismiss(size_t replica) {
+  const std::lock_guard lock(mutex_);
+  page_->required.fetch_and(~uint32_t{Bit(replica)}, std::memory_order_seq_cst);
+  page_->configured.fetch_and(~uint32_t{Bit(replica)}, std::memory_order_seq_cst);
+  WakeAll(page_->set);  // who waits for it waits no more
 }
 
 void VolumePageOwner::SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_lag) {

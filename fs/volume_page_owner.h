@@ -11,6 +11,7 @@
 #include "fs/shared_object.h"
 #include "replication/deadline.h"
 #include "replication/persistence.h"
+#include "replication/replica_mask.h"
 #include "replication/tracker.h"
 #include "replication/volume_page.h"
 
@@ -28,6 +29,7 @@ class VolumePageOwner {
     Tracking tracking = Tracking::kNone;
     std::vector<std::string> replica_names = {};  // of their nodes, by index
     bool unproven = false;                        // no replica's copy can be good before it has been compared
+    ReplicaMask filling = 0;  // those that are filled for the first time: no sync needs them yet
   };
   static absl::StatusOr<std::unique_ptr<VolumePageOwner>> Create(const Settings& settings);
 
@@ -39,7 +41,14 @@ class VolumePageOwner {
   // Publishes a new in-sync set under the next version and wakes who waits for a change.
   void SetMembers(uint8_t members, uint8_t joiners, uint8_t trailing = 0);
 
-  // Replicas that trail (docs/internals/rpo.md). The limits are fixed while mounted: before the first program.
+  // A replica more, for the first time in this mount or again; no sync needs it before Require().
+  void Configure(size_t replica, const std::string& node);
+  // It has been filled: from now on no sync succeeds without it.
+  void Require(size_t replica);
+  // It has left the volume.
+  void Dismiss(size_t replica);
+
+  // Replicas that trail (docs/internals/rpo.md). The limits are fixed: before the replica counts for the first time.
   void SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_lag);
   // What may be captured, ever, before a sync has to wait. Wakes who waits.
   void AllowCaptures(size_t replica, uint64_t bytes, uint64_t syncs);

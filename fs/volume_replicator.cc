@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -13,17 +14,10 @@
 #include "fs/interruption.h"
 #include "recovery/object_id.h"
 #include "replication/patience.h"
+#include "replication/replica_mask.h"
 
 namespace pmirror::fs {
 namespace {
-
-std::vector<DataSession*> SessionsOf(std::span<const ReplicaPath> replicas) {
-  std::vector<DataSession*> sessions;
-  for (const ReplicaPath& replica : replicas) {
-    sessions.push_back(replica.session);
-  }
-  return sessions;
-}
 
 bool Fenced(const VolumePage& page) {
   return page.state.load() == static_cast<uint32_t>(VolumeState::kFenced);
@@ -37,14 +31,21 @@ VolumeReplicator::VolumeReplicator(Options options, VolumePageOwner& page, Opera
     : options_(std::move(options)),
       page_(page),
       log_(log),
-      replicas_(replicas.begin(), replicas.end()),
-      sessions_(SessionsOf(replicas)),
       staging_(staging),
       events_(events),
       replication_(page.page(), sessions_, staging, *this),
-      own_replication_(page.page(), sessions_, staging, own_waits_) {}
+      own_replication_(page.page(), sessions_, staging, own_waits_) {
+  for (size_t i = 0; i < replicas.size(); ++i) {
+    AddReplica(i, replicas[i]);
+  }
+}
 
 VolumeReplicator::~VolumeReplicator() { Stop(); }
+
+void VolumeReplicator::AddReplica(size_t replica, const ReplicaPath& path) {
+  couriers_[replica] = path.operations;
+  sessions_[replica] = path.session;
+}
 
 // --- operations on the tree ---
 
@@ -205,26 +206,19 @@ int VolumeReplicator::AwaitOperation(uint64_t number, Sender sender) {
     if (wanted == 0 && MaySucceed(page_.page(), set)) {
       break;
     }
-    if (replicas_.size() > 1) {
-      for (size_t i = 0; i < replicas_.size(); ++i) {
-        if ((wanted & (1U << i)) != 0) {
-          replicas_[i].operations->Begin(number);
-        }
-      }
+    if (std::popcount(wanted) > 1) {
+      ForEach(wanted, [&](size_t i) { couriers_[i]->Begin(number); });
     }
-    for (size_t i = 0; i < replicas_.size() && result == 0; ++i) {
-      if ((wanted & (1U << i)) == 0) {
-        continue;
-      }
-      const int error = replicas_[i].operations->Deliver(number, patience.Slice());
+    ForEach(wanted, [&](size_t i) {
+      const int error = result == 0 ? couriers_[i]->Deliver(number, patience.Slice()) : EINTR;
       if (error == 0) {
-        done |= static_cast<uint8_t>(1U << i);
+        done |= Bit(i);
       } else if (error == ENOSPC && Proceeds()) {
         Refused(i, error);
       } else if (error == ESTALE || error == ENOSPC) {
         result = error;
       }
-    }
+    });
     if (wanted == 0) {
       page_.AwaitChange(set, patience.Slice());
     }
@@ -280,17 +274,14 @@ int VolumeReplicator::MakeRoomByShipping() {
   return result;
 }
 
-void VolumeReplicator::Trim() { TrimTo(UINT8_MAX); }
+void VolumeReplicator::Trim() { TrimTo(static_cast<ReplicaMask>(page_.page().configured)); }
 
 void VolumeReplicator::TrimTo(uint8_t replicas) {
   // Who trails gets operations by way of batches.
   uint64_t durable = std::min(log_.last(), trailer_ != nullptr ? trailer_->operations_shipped() : UINT64_MAX);
-  const uint8_t trailing = LoadSet(page_.page()).trailing();
-  for (size_t i = 0; i < sessions_.size(); ++i) {
-    if ((replicas & ~trailing & (1U << i)) != 0) {
-      durable = std::min(durable, sessions_[i]->OperationDurable());
-    }
-  }
+  const ReplicaMask trailing = LoadSet(page_.page()).trailing();
+  ForEach(static_cast<ReplicaMask>(replicas & ~trailing),
+          [&](size_t i) { durable = std::min(durable, sessions_[i]->OperationDurable()); });
   log_.Trim(durable);
 }
 

@@ -63,14 +63,17 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
     uint64_t recaptures = 0;  // captures that had to be taken again
   };
 
-  // All references must outlive the engine; `log` is that of the couriers; `replicas` are in the order of the set's bits. Needs Start() to converge
-  // by itself after a loss.
+  // All references must outlive the engine, what `replicas` point to as well; `log` is that of the couriers; `replicas` are in the order of the
+  // set's bits. Needs Start() to converge by itself after a loss.
   VolumeReplicator(Options options, VolumePageOwner& page, OperationLog& log,
                    std::span<const ReplicaPath> replicas, StagingPool& staging, EventSink& events);
   ~VolumeReplicator() override;
 
   // What programs store through mappings. Before the first request; without it there are no such programs.
   void UseForeignStores(ForeignStores* stores) { stores_ = stores; }
+
+  // A replica more. Before the page configures it, and once for each index.
+  void AddReplica(size_t replica, const ReplicaPath& path);
 
   // Replicas may trail. Before the first request; both must outlive the engine.
   void UseTrailer(Trailer& trailer, CaptureOutlet outlet);
@@ -190,8 +193,9 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   const Options options_;
   VolumePageOwner& page_;
   OperationLog& log_;
-  const std::vector<ReplicaPath> replicas_;
-  const std::vector<DataSession*> sessions_;  // of replicas_
+  // By the bits of the set. An entry is written before its bit is set anywhere, and never again.
+  std::array<OperationCourier*, kMaxReplicas> couriers_{};
+  std::array<DataSession*, kMaxReplicas> sessions_{};
   StagingPool& staging_;
   EventSink& events_;
   OwnWaits own_waits_{*this};

@@ -334,12 +334,9 @@ void VolumeReplicator::NoteConvergeError(const FileState& file, int error) {
 // Whether another attempt can succeed: everybody whom syncs wait for is there.
 bool VolumeReplicator::WantedConnected() const {
   const SetWord set = LoadSet(page_.page());
-  for (size_t i = 0; i < sessions_.size(); ++i) {
-    if (((set.members() | set.joiners()) & (1U << i)) != 0 && !sessions_[i]->connected()) {
-      return false;
-    }
-  }
-  return MaySucceed(page_.page(), set);
+  bool connected = true;
+  ForEach(set.sent_to(), [&](size_t i) { connected = connected && sessions_[i]->connected(); });
+  return connected && MaySucceed(page_.page(), set);
 }
 
 // True when nothing is left dirty, or trying again is of no use before somebody says so.

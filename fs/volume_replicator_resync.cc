@@ -43,8 +43,7 @@ int VolumeReplicator::SendTo(size_t replica, FileState& file, Extent extent) {
   const auto patience = std::chrono::nanoseconds(page_.page().deadline_ns);
   // Of an odd generation the one before: it promises nothing to anybody, and no capture takes a number until the generation is even again.
   const uint64_t operation = file.slot().size_generation.load(std::memory_order_acquire) / 2;
-  if (const int error = replicas_[replica].operations->Deliver(operation, Deadline::After(patience));
-      error != 0) {
+  if (const int error = couriers_[replica]->Deliver(operation, Deadline::After(patience)); error != 0) {
     return error;
   }
   Replication only(page_.page(), sessions_, staging_, own_waits_, replica);

@@ -46,12 +46,12 @@ pmirror_event Described(const pmirror_subscription& subscription, const local::E
   pmirror_event event{};
   const VolumePage* page = subscription.pages[from.volume]->get();
   event.kind = static_cast<uint32_t>(from.kind);
-  event.replica = from.replica < page->replica_count ? static_cast<int32_t>(from.replica) : -1;
+  event.replica = from.replica < kMaxReplicas ? static_cast<int32_t>(from.replica) : -1;
   event.state = StateOf(from.state,
                         {.members = from.members,
                          .trailing = from.trailing,
                          .unproven = page->unproven.load(std::memory_order_acquire)},
-                        page->replica_count);
+                        page->required.load(std::memory_order_acquire));
   event.members = from.members;
   event.trailing = from.trailing;
   event.set_version = from.set_version;

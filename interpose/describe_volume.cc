@@ -3,9 +3,11 @@
 #include "interpose/describe_volume.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "replication/persistence.h"
+#include "replication/replica_mask.h"
 
 namespace pmirror::interpose {
 namespace {
@@ -24,8 +26,8 @@ static_assert(sizeof(pmirror_attributes::nodes) / PMIRROR_NAME_BYTES == kMaxRepl
 
 }  // namespace
 
-pmirror_state StateOf(uint32_t state, const ReplicaMasks& masks, uint32_t replicas) {
-  const uint32_t all = (1U << replicas) - 1;
+pmirror_state StateOf(uint32_t state, const ReplicaMasks& masks, uint32_t required) {
+  const uint32_t all = required;
   switch (static_cast<VolumeState>(state)) {
     case VolumeState::kFenced:
       return PMIRROR_FENCED;
@@ -64,9 +66,10 @@ void DescribeVolume(const VolumePage& page, Carrier carrier, pmirror_attributes&
                       {.members = set.members(),
                        .trailing = set.trailing(),
                        .unproven = page.unproven.load(std::memory_order_acquire)},
-                      page.replica_count);
+                      page.required.load(std::memory_order_acquire));
   out.policy = page.on_loss;
-  out.replicas = page.replica_count;
+  const uint32_t configured = page.configured.load(std::memory_order_acquire);
+  out.replicas = static_cast<uint32_t>(std::popcount(configured));
   out.members = set.members();
   out.joiners = set.joiners();
   out.trailing = set.trailing();
@@ -74,9 +77,8 @@ void DescribeVolume(const VolumePage& page, Carrier carrier, pmirror_attributes&
   out.epoch = page.epoch.load(std::memory_order_acquire);
   out.deadline_ns = page.deadline_ns;
   out.suspend_ns = page.suspend_ns;
-  for (size_t i = 0; i < std::min<size_t>(page.replica_count, kMaxReplicas); ++i) {
-    CopyText(out.nodes[i], sizeof(out.nodes[i]), page.replica_names[i]);
-  }
+  ForEach(static_cast<ReplicaMask>(configured),
+          [&](size_t i) { CopyText(out.nodes[i], sizeof(out.nodes[i]), page.replica_names[i]); });
 }
 
 bool CopyOut(const void* from, size_t from_size, size_t least, void* to) {

@@ -15,8 +15,8 @@ struct ReplicaMasks {
   uint32_t unproven = 0;  // members that have still to be compared
 };
 
-// The pmirror_state of a volume of `replicas` replicas that is in this VolumeState.
-pmirror_state StateOf(uint32_t state, const ReplicaMasks& masks, uint32_t replicas);
+// The pmirror_state of a volume that is in this VolumeState and has to have the `required` replicas (bit a replica).
+pmirror_state StateOf(uint32_t state, const ReplicaMasks& masks, uint32_t required);
 
 // Bytes that a flush group may have (flush.h).
 constexpr uint32_t kGroupBytes = 16 << 10;

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 
@@ -13,6 +14,7 @@
 #include "interpose/own_descriptors.h"
 #include "interpose/thread_state.h"
 #include "replication/patience.h"
+#include "replication/replica_mask.h"
 #include "replication/signal_guard.h"
 
 namespace pmirror::interpose {
@@ -78,10 +80,6 @@ void Volume::Attach(DaemonLink& link, uint32_t index, const local::Mount& mount,
 }
 
 Error Volume::Replace(const local::Mount& mount, const VolumePage* page) {
-  if (page->replica_count != page_->replica_count) {
-    kernel::Munmap(reinterpret_cast<uintptr_t>(page), sizeof(VolumePage));
-    return {EPROTO, "join a daemon again: the volume has another number of replicas now"};
-  }
   // Whoever holds a pointer into it reads the new one from here on.
   if (kernel::Mremap(const_cast<VolumePage*>(page), sizeof(VolumePage), sizeof(VolumePage),
                      MREMAP_MAYMOVE | MREMAP_FIXED, const_cast<VolumePage*>(page_)) == MAP_FAILED) {
@@ -103,7 +101,8 @@ Error Volume::MakeReady(StagingPool& staging) {
   if (ready()) {
     return Error::Ok();
   }
-  for (uint32_t replica = 0; replica < std::min<uint32_t>(page_->replica_count, kMaxReplicas); ++replica) {
+  // Of those to come, too: a sync that meets a new replica cannot make one.
+  for (size_t replica = 0; replica < kMaxReplicas; ++replica) {
     if (sessions_[replica] == nullptr) {
       Result<std::unique_ptr<DataSession>> session = DataSession::Create(connectors_[replica]);
       if (!session.ok()) {
@@ -151,9 +150,8 @@ Error Volume::Replicate(const CaptureTarget& target, std::span<const Extent> ext
   PMIRROR_RETURN_IF_ERROR(EnsureLog());
   const Error result = replication_->Replicate(target, extents, source, WaitLevel::kDurable, local);
   uint64_t stalls = 0;
-  for (const DataSession* session : sessions_) {
-    stalls += session != nullptr ? session->Stalls() : 0;
-  }
+  ForEach(static_cast<ReplicaMask>(page_->configured.load(std::memory_order_acquire)),
+          [&](size_t replica) { stalls += sessions_[replica]->Stalls(); });
   if (stalls != stalls_told_.load(std::memory_order_relaxed)) {
     TellStalls(stalls);
   }
@@ -252,8 +250,10 @@ void Volume::Failed(FileId file, int error) {
   if (error == ENOTCONN) {
     return;  // the daemon is gone, and the sync not at its end
   }
-  if (page_->replica_count == 1 && thread_state().failed_replica < 0) {
-    thread_state().failed_replica = 0;  // with several it is not known which one was silent
+  if (const uint32_t configured = page_->configured.load(std::memory_order_acquire);
+      std::popcount(configured) == 1 && thread_state().failed_replica < 0) {
+    thread_state().failed_replica =
+        std::countr_zero(configured);  // with several it is not known which one was silent
   }
   LogLine(LogLevel::kError)
       .Text("a sync failed: its bytes are not on the replica")

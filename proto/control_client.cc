@@ -251,6 +251,26 @@ absl::StatusOr<control::BeginTrailingReply> ControlClient::BeginTrailing(
   return impl_->Unary(&Stub::BeginTrailing, request, timeout);
 }
 
+absl::StatusOr<control::HoldCopyReply> ControlClient::HoldCopy(const control::HoldCopyRequest& request,
+                                                               Timeout timeout) {
+  return impl_->Unary(&Stub::HoldCopy, request, timeout);
+}
+
+absl::StatusOr<control::DropCopyReply> ControlClient::DropCopy(const control::DropCopyRequest& request,
+                                                               Timeout timeout) {
+  return impl_->Unary(&Stub::DropCopy, request, timeout);
+}
+
+absl::StatusOr<control::CreateVolumeReply> ControlClient::CreateVolume(
+    const control::CreateVolumeRequest& request, Timeout timeout) {
+  return impl_->Unary(&Stub::CreateVolume, request, timeout);
+}
+
+absl::StatusOr<control::ChangeMembersReply> ControlClient::ChangeMembers(
+    const control::ChangeMembersRequest& request, Timeout timeout) {
+  return impl_->Unary(&Stub::ChangeMembers, request, timeout);
+}
+
 absl::StatusOr<control::ResyncReply> ControlClient::Resync(const control::ResyncRequest& request,
                                                            Timeout timeout) {
   return impl_->Unary(&Stub::Resync, request, timeout);

@@ -52,6 +52,12 @@ class ControlClient {
                                                     Timeout timeout);
   absl::StatusOr<control::BeginTrailingReply> BeginTrailing(const control::BeginTrailingRequest& request,
                                                             Timeout timeout);
+  absl::StatusOr<control::HoldCopyReply> HoldCopy(const control::HoldCopyRequest& request, Timeout timeout);
+  absl::StatusOr<control::DropCopyReply> DropCopy(const control::DropCopyRequest& request, Timeout timeout);
+  absl::StatusOr<control::CreateVolumeReply> CreateVolume(const control::CreateVolumeRequest& request,
+                                                          Timeout timeout);
+  absl::StatusOr<control::ChangeMembersReply> ChangeMembers(const control::ChangeMembersRequest& request,
+                                                            Timeout timeout);
   absl::StatusOr<control::ResyncReply> Resync(const control::ResyncRequest& request, Timeout timeout);
   absl::StatusOr<control::LeaveReply> Leave(const control::LeaveRequest& request, Timeout timeout);
   absl::StatusOr<control::ChecksumsReply> Checksums(const control::ChecksumsRequest& request,

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <climits>
 #include <filesystem>
+#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "recovery/volume_record.h"
@@ -46,6 +47,12 @@ absl::Status ClaimBackingDirectory(int own_directory, const Uuid& volume, const 
     return absl::ErrnoToStatus(errno, absl::StrCat("write ", path, "/.pmirror/", kOwnerFile));
   }
   return absl::OkStatus();
+}
+
+std::optional<Uuid> FindOwner(const std::string& path) {
+  std::ifstream file(path + "/.pmirror/" + kOwnerFile);
+  std::string line;
+  return std::getline(file, line) ? ParseUuid(line) : std::nullopt;
 }
 
 absl::Status LockBackingDirectory(int own_directory, const std::string& path) {

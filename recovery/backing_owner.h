@@ -3,6 +3,7 @@
 // And to one process at a time, which serves a copy from it or settles it.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -14,6 +15,9 @@ namespace pmirror::recovery {
 // Writes the owner into a directory that has none, durably. kFailedPrecondition: it belongs to another volume; nothing was changed then.
 // `own_directory`: descriptor of `.pmirror`. `path`: of the backing directory, for messages.
 absl::Status ClaimBackingDirectory(int own_directory, const Uuid& volume, const std::string& path);
+
+// The volume that a directory belongs to; none: it belongs to none, or that cannot be found out.
+std::optional<Uuid> FindOwner(const std::string& path);
 
 // Taken while `own_directory`, or a duplicate of it, is open. kAlreadyExists: another process has it.
 absl::Status LockBackingDirectory(int own_directory, const std::string& path);

@@ -126,10 +126,10 @@ absl::StatusOr<MarkMap::Opened> MarkMap::Open(const std::string& path, const Ide
 
 MarkMap::MarkMap(std::string path, std::unique_ptr<MarkLog> log, const MarkState& state)
     : path_(std::move(path)),
-      identity_(state.identity),
       mount_number_(state.mount_number),
-      everyone_(static_cast<uint8_t>((1U << state.replicas.size()) - 1)),
       log_(std::move(log)),
+      identity_(state.identity),
+      everyone_(static_cast<uint8_t>((1U << state.replicas.size()) - 1)),
       collecting_(std::make_shared<Batch>()) {
   collecting_->number = 1;
   for (const MarkState::Replica& replica : state.replicas) {
@@ -148,15 +148,60 @@ MarkMap::~MarkMap() {
   (void)log_->Close();
 }
 
+absl::StatusOr<size_t> MarkMap::AddReplica(const std::string& name) {
+  std::unique_lock lock(mutex_);
+  if (std::find(identity_.replicas.begin(), identity_.replicas.end(), name) != identity_.replicas.end()) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("map of marks ", path_, ": it has a replica ", name, " already"));
+  }
+  MarkIdentity wider = identity_;
+  wider.replicas.push_back(name);
+  if (absl::Status status = CheckIdentity(path_, wider); !status.ok()) {
+    return status;
+  }
+  // What is being written speaks of those that were there.
+  changed_.wait(lock, [this] { return writing_ == nullptr; });
+  const size_t replica = replicas_.size();
+  const auto bit = static_cast<uint8_t>(1U << replica);
+  MarkIdentity narrower = std::exchange(identity_, std::move(wider));
+  everyone_ |= bit;
+  replicas_.push_back({.all = true, .all_durable = false, .all_stamp = clock_, .base = 0});
+  for (auto& [file, entry] : files_) {
+    entry.marked |= bit;  // who uses it now does not mark it again
+  }
+  behind_ = true;  // a file that names the replicas anew has to come first
+  if (absl::Status status = Wait(lock, collecting_); !status.ok()) {
+    identity_ = std::move(narrower);
+    everyone_ &= static_cast<uint8_t>(~bit);
+    replicas_.pop_back();
+    for (auto& [file, entry] : files_) {
+      entry.marked &= static_cast<uint8_t>(~bit);
+      entry.durable &= static_cast<uint8_t>(~bit);
+    }
+    return status;
+  }
+  replicas_[replica].all_durable = true;
+  return replica;
+}
+
+void MarkMap::DropReplica(size_t replica) {
+  const auto others = static_cast<uint8_t>(~(1U << replica));
+  const std::lock_guard lock(mutex_);
+  identity_.replicas[replica] = absl::StrCat("~", replica);  // no node is called so
+  everyone_ &= others;
+  replicas_[replica].all = false;
+  for (auto& [file, entry] : files_) {
+    entry.marked &= others;
+    entry.durable &= others;
+  }
+}
+
 absl::Status MarkMap::Mark(FileId file) {
   if (file == FileId::kNone) {
     return absl::InvalidArgumentError("no file can be marked that has no identity");
   }
-  if (everyone_ == 0) {
-    return absl::OkStatus();
-  }
   std::unique_lock lock(mutex_);
-  Entry& entry = files_[file];
+  Entry& entry = files_[file];  // without a replica, too: one may be added while the file is in use
   entry.stamp = clock_;
   entry.gone = false;
   if (entry.durable == everyone_) {
@@ -293,7 +338,7 @@ void MarkMap::ClearFile(FileId file, uint8_t replicas, uint64_t point) {
   }
   Entry& entry = found->second;
   const auto cleared = static_cast<uint8_t>(entry.marked & replicas);
-  if (cleared == 0 || entry.stamp > point || entry.batch > finished_) {
+  if ((cleared == 0 && entry.marked != 0) || entry.stamp > point || entry.batch > finished_) {
     return;
   }
   if ((entry.durable & cleared) != 0) {  // else it was noted only

@@ -65,6 +65,13 @@ class MarkMap {
   // Tries to Flush().
   ~MarkMap();
 
+  // A replica more, from now on; everything is marked for it. Durable when it returns OK; after an error the map has no such replica. Answers its
+  // index. kInvalidArgument as Open; kAlreadyExists: there is one of that name. Requires: it is called by one thread at a time.
+  absl::StatusOr<size_t> AddReplica(const std::string& name);
+
+  // The replica has left the volume: nothing is marked for it any more. Its index stays its own. Lazy, like all that clears.
+  void DropReplica(size_t replica);
+
   // The file is marked for every replica, durably, when it returns OK: without I/O when it is marked already, else one write and one fdatasync
   // that concurrent callers share. After an error (kResourceExhausted on a full disk) nothing is promised: the file must not be stored
   // to; the map stays usable, and a later call tries again.
@@ -143,12 +150,12 @@ class MarkMap {
   void WriteBatch(std::unique_lock<std::mutex>& lock);
 
   const std::string path_;
-  const MarkIdentity identity_;
   const uint64_t mount_number_;
-  const uint8_t everyone_;              // a bit for every replica
   const std::unique_ptr<MarkLog> log_;  // used by the thread that made writing_
 
   mutable std::mutex mutex_;  // guards everything below
+  MarkIdentity identity_;
+  uint8_t everyone_;  // a bit for every replica
   std::condition_variable changed_;
   std::unordered_map<FileId, Entry> files_;
   std::vector<Replica> replicas_;

@@ -7,7 +7,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstdio>
 #include <fstream>
 #include <sstream>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "fmt/format.h"
+#include "recovery/replace_file.h"
 #include "replication/crc32c.h"
 #include "replication/unique_fd.h"
 
@@ -70,22 +70,6 @@ std::optional<VolumeRecord> Parse(const std::vector<std::string>& values) {
   return record;
 }
 
-int WriteAll(int fd, const std::string& text) {
-  for (size_t at = 0; at < text.size();) {
-    const ssize_t written = ::write(fd, text.data() + at, text.size() - at);
-    if (written < 0 && errno != EINTR) {
-      return errno;
-    }
-    at += written > 0 ? static_cast<size_t>(written) : 0;
-  }
-  return 0;
-}
-
-std::string DirectoryOf(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
-}
-
 }  // namespace
 
 absl::StatusOr<std::optional<VolumeRecord>> LoadVolumeRecord(const std::string& path) {
@@ -127,23 +111,8 @@ absl::StatusOr<std::optional<VolumeRecord>> LoadVolumeRecord(const std::string& 
 }
 
 absl::Status StoreVolumeRecord(const std::string& path, const VolumeRecord& record) {
-  const auto failed = [&](const char* what) {
-    return absl::ErrnoToStatus(errno, absl::StrCat(what, " replica record ", path));
-  };
-  const std::string temporary = path + ".new";
-  const UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (!fd.valid()) {
-    return failed("make");
-  }
   const std::string body = Body(record);
-  if (const int error = WriteAll(fd.get(), body + Checksum(body)); error != 0) {
-    return absl::ErrnoToStatus(error, absl::StrCat("write replica record ", path));
-  }
-  if (::fsync(fd.get()) != 0 || ::rename(temporary.c_str(), path.c_str()) != 0) {
-    return failed("replace");
-  }
-  const UniqueFd directory(::open(DirectoryOf(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  return directory.valid() && ::fsync(directory.get()) == 0 ? absl::OkStatus() : failed("make durable");
+  return ReplaceFile(path, body + Checksum(body), "replica record");
 }
 
 std::string BootId() {

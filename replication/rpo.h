@@ -17,6 +17,8 @@ struct Rpo {
   uint64_t syncs = 0;               // 0: not by syncs
   OnLag on_lag = OnLag::kThrottle;
   std::string text{};  // as it is configured
+
+  bool operator==(const Rpo&) const = default;
 };
 
 }  // namespace pmirror

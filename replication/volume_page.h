@@ -75,20 +75,24 @@ struct VolumePage {
   std::atomic<uint32_t> state;      // VolumeState
   std::atomic<uint32_t> congested;  // bit a replica: it asks for patience
   uint32_t on_loss;                 // OnLoss, fixed while mounted
-  uint32_t replica_count;           // configured replicas, bits of the set are indices below it
-  uint64_t deadline_ns;             // a blip shorter than this changes no state
-  uint64_t suspend_ns;              // kSuspend waits this much longer, then fails
-  uint32_t domain;                  // Domain of the local backing directory (persistence.h)
-  uint32_t tracking;                // Tracking proven for the backing file system (tracker.h)
+  std::atomic<uint32_t>
+      configured;  // bit a replica that the volume has: a place once given to a node is never another's in this mount
+  uint64_t deadline_ns;  // a blip shorter than this changes no state
+  uint64_t suspend_ns;   // kSuspend waits this much longer, then fails
+  uint32_t domain;       // Domain of the local backing directory (persistence.h)
+  uint32_t tracking;     // Tracking proven for the backing file system (tracker.h)
   std::atomic<uint32_t>
       unproven;  // bit a replica: a member whose copy has not been found good in this mount yet
   std::atomic<uint32_t> trail_acks;  // futex word: counted up when a replica that trails has caught up some
-  uint32_t trails;                   // bit a replica: it trails while it is well; fixed while mounted
+  std::atomic<uint32_t> trails;      // bit a replica: it trails while it is well
+  // Bit a replica: without it no sync succeeds unless the policy is kProceed. Of those that are configured all but who are filled for the first
+  // time.
+  std::atomic<uint32_t> required;
   // Number of the last cut, twice; and 1 while another is announced (docs/internals/rpo.md).
   std::atomic<uint64_t> cut;
   TrailLimits trail[kMaxReplicas];
   std::byte padding[4096 - 88 - kMaxReplicas * (sizeof(TrailLimits) + kReplicaNameBytes)];
-  // Of nodes, NUL-terminated, cut where they are longer; fixed.
+  // Of nodes, NUL-terminated, cut where they are longer; written before the bit in `configured`.
   char replica_names[kMaxReplicas][kReplicaNameBytes];
   FileSlot slots[kMaxFileSlots];
 };
@@ -97,10 +101,17 @@ static_assert(offsetof(VolumePage, slots) == 4096);
 inline SetWord LoadSet(const VolumePage& page) { return {page.set.load(std::memory_order_acquire)}; }
 
 // Whether a sync that every member and joiner of `set` has may succeed (docs/internals/resync.md): under kProceed always, else only when no
-// configured replica is missing among the members and those that trail.
+// required replica is missing among the members and those that trail.
 inline bool MaySucceed(const VolumePage& page, SetWord set) {
   return page.on_loss == static_cast<uint32_t>(OnLoss::kProceed) ||
-         (set.members() | set.trailing()) == static_cast<uint8_t>((1U << page.replica_count) - 1);
+         (page.required.load(std::memory_order_acquire) & ~uint32_t{set.members()} &
+          ~uint32_t{set.trailing()}) == 0;
+}
+
+// For whoever makes a page: the volume has the replicas 0 to count - 1.
+inline void ConfigureReplicas(VolumePage& page, size_t count) {
+  page.configured.store((1U << count) - 1);
+  page.required.store((1U << count) - 1);
 }
 
 }  // namespace pmirror

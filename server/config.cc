@@ -116,11 +116,22 @@ void ReadNodes(TomlSection& section, const Config& config, VolumeConfig& volume)
   if (volume.nodes.size() > kMaxReplicas + 1) {
     section.Wrong("nodes", fmt::format("are too many; allowed: at most {}", kMaxReplicas + 1));
   }
-  if (!Contains(volume.nodes, config.name)) {
+  volume.spares = section.Strings("spares", 0);
+  for (size_t i = 0; i < volume.spares.size(); ++i) {
+    const std::string& node = volume.spares[i];
+    if (node != config.name && config.Peer(node) == nullptr) {
+      section.WrongEntry("spares", i, "is not known; add its [[node]]");
+    } else if (Contains(volume.nodes, node)) {
+      section.WrongEntry("spares", i, "holds a copy; a spare is a node that does not yet");
+    }
+  }
+  volume.spare_after = ReadDuration(section, "spare_after", "10m", 1s);
+  if (!Contains(volume.nodes, config.name) && !Contains(volume.spares, config.name)) {
     section.Wrong(
         "nodes",
-        fmt::format("does not name this node, \"{}\"; a volume stands only in the files of its nodes",
-                    config.name));
+        fmt::format(
+            "does not name this node, \"{}\"; a volume stands only in the files of its nodes and spares",
+            config.name));
   }
   volume.primary = section.String("primary");
   if (!Contains(volume.nodes, volume.primary)) {
@@ -135,11 +146,8 @@ void ReadRpo(TomlSection& section, VolumeConfig& volume) {
       "on_lag", "throttle",
       {{"throttle", static_cast<int>(OnLag::kThrottle)}, {"proceed", static_cast<int>(OnLag::kProceed)}}));
   const auto keep = [&](const std::string& node, const Rpo& rpo) {
-    volume.rpo_of.erase(node);
-    if (rpo.time.count() != 0 || rpo.bytes != 0 || rpo.syncs != 0) {
-      volume.rpo_of[node] = rpo;
-      volume.rpo_of[node].on_lag = on_lag;
-    }
+    volume.rpo_of[node] = rpo;
+    volume.rpo_of[node].on_lag = on_lag;
   };
   volume.rpo = section.String("rpo", "0");
   const absl::StatusOr<Rpo> rpo = ParseRpo(volume.rpo);
@@ -147,15 +155,13 @@ void ReadRpo(TomlSection& section, VolumeConfig& volume) {
     section.Wrong("rpo", Sentence(rpo.status()));
     return;
   }
-  for (const std::string& node : volume.nodes) {
-    keep(node, *rpo);
-  }
+  keep("", *rpo);
   const std::vector<std::string> of = section.Strings("replica_rpo", 0);
   for (size_t i = 0; i < of.size(); ++i) {
     const size_t equals = of[i].find('=');
     const std::string node = of[i].substr(0, equals);
     const absl::StatusOr<Rpo> own = ParseRpo(equals == std::string::npos ? "" : of[i].substr(equals + 1));
-    if (!Contains(volume.nodes, node)) {
+    if (!Contains(volume.nodes, node) && !Contains(volume.spares, node)) {
       section.WrongEntry("replica_rpo", i,
                          "names none of the volume's nodes; allowed: \"NODE=RPO\", as in \"n3=30s\"");
     } else if (!own.ok()) {
@@ -214,8 +220,8 @@ void CheckPlaces(TomlSection& section, const Config& config, const VolumeConfig&
 
 VolumeConfig ReadVolume(TomlSection& section, const Config& config) {
   VolumeConfig volume;
-  section.AllowOnly({"name", "uuid", "backing", "mount", "nodes", "primary", "rpo", "replica_rpo", "on_lag",
-                     "on_loss", "deadline", "suspend", "domain", "credit"});
+  section.AllowOnly({"name", "uuid", "backing", "mount", "nodes", "primary", "spares", "spare_after", "rpo",
+                     "replica_rpo", "on_lag", "on_loss", "deadline", "suspend", "domain", "credit"});
   volume.name = ReadName(section);
   const absl::StatusOr<Uuid> uuid = ParseUuid(section.String("uuid"));
   if (uuid.ok()) {
@@ -269,6 +275,24 @@ std::vector<std::string> VolumeConfig::NodesBut(std::string_view node) const {
   return others;
 }
 
+bool VolumeConfig::HasNode(std::string_view node) const { return Contains(nodes, node); }
+
+std::optional<Rpo> VolumeConfig::RpoOf(const std::string& node) const {
+  auto found = rpo_of.find(node);
+  found = found == rpo_of.end() ? rpo_of.find("") : found;
+  if (found == rpo_of.end() ||
+      (found->second.time.count() == 0 && found->second.bytes == 0 && found->second.syncs == 0)) {
+    return std::nullopt;
+  }
+  return found->second;
+}
+
+const VolumeConfig* Config::Volume(std::string_view volume) const {
+  const auto found = std::find_if(volumes.begin(), volumes.end(),
+                                  [volume](const VolumeConfig& entry) { return entry.name == volume; });
+  return found == volumes.end() ? nullptr : &*found;
+}
+
 const PeerConfig* Config::Peer(std::string_view peer) const {
   const auto found = std::find_if(peers.begin(), peers.end(),
                                   [peer](const PeerConfig& entry) { return entry.name == peer; });
@@ -299,6 +323,24 @@ absl::StatusOr<Config> ParseConfig(std::string_view text, const std::string& fil
     return status;
   }
   return config;
+}
+
+absl::Status AddVolume(std::string_view text, const std::string& file, Config& config) {
+  std::vector<VolumeConfig> found;
+  absl::Status status = ReadToml(text, file, [&](TomlSection& root, TomlErrors& errors) {
+    root.AllowOnly({"volume"});
+    for (TomlSection& section : root.Sections("volume")) {
+      found.push_back(ReadVolume(section, config));
+    }
+    if (found.size() != 1 || config.volumes.size() == local::kMaxVolumes) {
+      errors.Add(0, 0, "volume",
+                 fmt::format("there is one in such a file, and at most {} on a node", local::kMaxVolumes));
+    }
+  });
+  if (status.ok()) {
+    config.volumes.push_back(std::move(found.front()));
+  }
+  return status;
 }
 
 absl::StatusOr<Config> LoadConfig(const std::string& file) {

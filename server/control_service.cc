@@ -10,9 +10,12 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <optional>
+#include <tuple>
 #include <utility>
 
 #include "proto/control.grpc.pb.h"
+#include "server/control_messages.h"
 
 namespace pmirror::server {
 namespace {
@@ -28,52 +31,6 @@ grpc::Status ToGrpc(const absl::Status& status) {
 }
 
 grpc::Status NotFound(const std::string& sentence) { return {grpc::StatusCode::NOT_FOUND, sentence}; }
-
-void ToMessage(const OpTime& time, control::Time& message) {
-  message.set_seconds(time.seconds);
-  message.set_nanoseconds(time.nanoseconds);
-}
-
-control::InventoryItem ToMessage(const recovery::TreeItem& item, recovery::InventoryDetail detail) {
-  control::InventoryItem message;
-  message.set_file(Raw(item.id));
-  message.set_path(item.path);
-  message.set_mode(item.mode);
-  message.set_uid(item.uid);
-  message.set_gid(item.gid);
-  message.set_size(item.size);
-  message.set_rdev(item.rdev);
-  message.set_target(item.target);
-  message.set_xattr_crc(item.xattr_crc);
-  message.set_links(item.links);
-  if (detail == recovery::InventoryDetail::kFull) {
-    message.set_orphan(item.orphan);
-    for (const auto& [name, value] : item.xattrs) {
-      control::Xattr& xattr = *message.add_xattrs();
-      xattr.set_name(name);
-      xattr.set_value(value);
-    }
-    ToMessage(item.atime, *message.mutable_atime());
-    ToMessage(item.mtime, *message.mutable_mtime());
-  }
-  return message;
-}
-
-control::Event ToMessage(const Event& event) {
-  control::Event message;
-  message.set_seq(event.seq);
-  message.set_time_us(
-      std::chrono::duration_cast<std::chrono::microseconds>(event.time.time_since_epoch()).count());
-  message.set_severity(SeverityName(event.severity));
-  message.set_event(event.name);
-  message.set_node(event.node);
-  for (const auto& [key, value] : event.fields) {
-    control::EventField& field = *message.add_fields();
-    field.set_key(key);
-    field.set_value(value);
-  }
-  return message;
-}
 
 bool HasVolume(const Event& event, const std::string& volume) {
   return std::any_of(event.fields.begin(), event.fields.end(),
@@ -98,18 +55,20 @@ bool IsUuid(const std::string& bytes, const Uuid& uuid) {
 
 struct ControlService::Impl final : control::Control::Service {
   Impl(const Config& own_config, uint64_t own_boot, PeerWatch& peer_watch, EventJournal& own_journal,
-       std::vector<ServedVolume> served)
+       ServedVolumes& served, VolumeChanges& volume_changes)
       : config(own_config),
         boot(own_boot),
         peers(peer_watch),
         journal(own_journal),
-        volumes(std::move(served)) {}
+        volumes(served),
+        changes(volume_changes) {}
 
   const Config& config;
   const uint64_t boot;
   PeerWatch& peers;
   EventJournal& journal;
-  const std::vector<ServedVolume> volumes;
+  ServedVolumes& volumes;
+  VolumeChanges& changes;
   std::atomic<bool> stopping{false};
   std::atomic<int> followers{0};
   std::unique_ptr<grpc::Server> server;
@@ -126,9 +85,15 @@ struct ControlService::Impl final : control::Control::Service {
     return grpc::Status::OK;
   }
 
+  static grpc::Status OnlyFromHere(const grpc::ServerContext& context) {
+    return context.peer().rfind("unix:", 0) == 0
+               ? grpc::Status::OK
+               : grpc::Status(grpc::StatusCode::PERMISSION_DENIED, "only over the daemon's own UNIX socket");
+  }
+
   // The replica of that uuid on this node, or null and why not.
-  std::pair<ReplicaView*, grpc::Status> Replica(const std::string& uuid) const {
-    for (const ServedVolume& volume : volumes) {
+  std::pair<std::shared_ptr<ReplicaView>, grpc::Status> Replica(const std::string& uuid) const {
+    for (const ServedVolume& volume : volumes.All()) {
       if (IsUuid(uuid, volume.config->uuid)) {
         if (volume.replica == nullptr) {
           return {nullptr,
@@ -143,13 +108,28 @@ struct ControlService::Impl final : control::Control::Service {
                          config.name))};
   }
 
-  const ServedVolume* Find(const std::string& name) const {
-    for (const ServedVolume& volume : volumes) {
+  std::optional<ServedVolume> Find(const std::string& name) const {
+    for (ServedVolume& volume : volumes.All()) {
       if (volume.config->name == name) {
-        return &volume;
+        return std::move(volume);
       }
     }
-    return nullptr;
+    return std::nullopt;
+  }
+
+  // The volume of that name, or none and why its primary is not here. `doing`: "verify it there".
+  std::pair<std::optional<ServedVolume>, grpc::Status> Primary(const std::string& name,
+                                                               const char* doing) const {
+    std::optional<ServedVolume> volume = Find(name);
+    if (!volume.has_value()) {
+      return {std::nullopt, NotFound(fmt::format("{} has no volume '{}'", config.name, name))};
+    }
+    if (volume->primary == nullptr) {
+      return {std::nullopt,
+              {grpc::StatusCode::FAILED_PRECONDITION,
+               fmt::format("volume {} is primary on {}; {}", name, volume->config->primary, doing)}};
+    }
+    return {std::move(volume), grpc::Status::OK};
   }
 
   grpc::Status Hello(grpc::ServerContext*, const control::HelloRequest* request,
@@ -294,12 +274,14 @@ struct ControlService::Impl final : control::Control::Service {
   grpc::Status Status(grpc::ServerContext*, const control::StatusRequest*,
                       control::StatusReply* reply) override {
     reply->set_node(config.name);
-    for (const ServedVolume& volume : volumes) {
+    for (const ServedVolume& volume : volumes.All()) {
       control::VolumeStatus& status = *reply->add_volumes();
       status.set_name(volume.config->name);
       status.set_primary(volume.config->primary);
       status.set_rpo(volume.config->rpo);
-      status.set_role(volume.primary != nullptr ? "primary" : "replica");
+      status.set_role(volume.primary != nullptr             ? "primary"
+                      : volume.config->HasNode(config.name) ? "replica"
+                                                            : "spare");
       status.set_mount(volume.config->mount.string());
       status.set_on_loss(Name(volume.config->on_loss));
       if (volume.primary != nullptr) {
@@ -319,16 +301,12 @@ struct ControlService::Impl final : control::Control::Service {
 
   grpc::Status Ping(grpc::ServerContext*, const control::PingRequest* request,
                     control::PingReply* reply) override {
-    const ServedVolume* volume = nullptr;
+    std::optional<ServedVolume> volume;
     if (!request->volume().empty()) {
-      volume = Find(request->volume());
-      if (volume == nullptr) {
-        return NotFound(fmt::format("{} has no volume '{}'", config.name, request->volume()));
-      }
-      if (volume->primary == nullptr) {
-        return {grpc::StatusCode::FAILED_PRECONDITION,
-                fmt::format("volume {} is primary on {}; ping from there", volume->config->name,
-                            volume->config->primary)};
+      grpc::Status refusal;
+      std::tie(volume, refusal) = Primary(request->volume(), "ping from there");
+      if (!volume.has_value()) {
+        return refusal;
       }
     }
     const absl::StatusOr<std::chrono::nanoseconds> control = peers.Ping(request->node());
@@ -337,37 +315,23 @@ struct ControlService::Impl final : control::Control::Service {
     }
     reply->set_node(request->node());
     reply->set_control_ns(control->count());
-    for (const ServedVolume& candidate : volumes) {
-      if (volume == nullptr && candidate.primary != nullptr && HasCopy(*candidate.config, request->node())) {
-        volume = &candidate;
+    for (const ServedVolume& candidate : volumes.All()) {
+      if (!volume.has_value() && candidate.primary != nullptr && candidate.config->HasNode(request->node())) {
+        volume = candidate;
       }
     }
-    if (volume == nullptr) {
+    if (!volume.has_value()) {
       return grpc::Status::OK;
     }
     reply->set_volume(volume->config->name);
     return ToGrpc(volume->primary->Ping(request->node(), *reply));
   }
 
-  static bool HasCopy(const VolumeConfig& volume, const std::string& node) {
-    for (const std::string& name : volume.nodes) {
-      if (name == node) {
-        return true;
-      }
-    }
-    return false;
-  }
-
   grpc::Status Verify(grpc::ServerContext* context, const control::VerifyRequest* request,
                       grpc::ServerWriter<control::VerifyProgress>* writer) override {
-    const ServedVolume* volume = Find(request->volume());
-    if (volume == nullptr) {
-      return NotFound(fmt::format("{} has no volume '{}'", config.name, request->volume()));
-    }
-    if (volume->primary == nullptr) {
-      return {grpc::StatusCode::FAILED_PRECONDITION,
-              fmt::format("volume {} is primary on {}; verify it there", volume->config->name,
-                          volume->config->primary)};
+    const auto [volume, refusal] = Primary(request->volume(), "verify it there");
+    if (!volume.has_value()) {
+      return refusal;
     }
     return ToGrpc(volume->primary->Verify([&](const control::VerifyProgress& progress) {
       return !context->IsCancelled() && writer->Write(progress);
@@ -409,28 +373,46 @@ struct ControlService::Impl final : control::Control::Service {
 
   grpc::Status Resync(grpc::ServerContext*, const control::ResyncRequest* request,
                       control::ResyncReply*) override {
-    const ServedVolume* volume = Find(request->volume());
-    if (volume == nullptr) {
-      return NotFound(fmt::format("{} has no volume '{}'", config.name, request->volume()));
-    }
-    if (volume->primary == nullptr) {
-      return {grpc::StatusCode::FAILED_PRECONDITION,
-              fmt::format("volume {} is primary on {}; resync it from there", volume->config->name,
-                          volume->config->primary)};
-    }
-    return ToGrpc(volume->primary->Resync(request->node(), request->full()));
+    const auto [volume, refusal] = Primary(request->volume(), "resync it from there");
+    return volume.has_value() ? ToGrpc(volume->primary->Resync(request->node(), request->full())) : refusal;
+  }
+
+  // --- volumes and copies that come and go ---
+
+  grpc::Status HoldCopy(grpc::ServerContext*, const control::HoldCopyRequest* request,
+                        control::HoldCopyReply*) override {
+    const grpc::Status refusal = Admit(request->node());
+    return refusal.ok() ? ToGrpc(changes.HoldCopy(*request)) : refusal;
+  }
+
+  grpc::Status DropCopy(grpc::ServerContext*, const control::DropCopyRequest* request,
+                        control::DropCopyReply*) override {
+    const grpc::Status refusal = Admit(request->node());
+    return refusal.ok() ? ToGrpc(changes.DropCopy(*request)) : refusal;
+  }
+
+  grpc::Status CreateVolume(grpc::ServerContext* context, const control::CreateVolumeRequest* request,
+                            control::CreateVolumeReply*) override {
+    const grpc::Status refusal = OnlyFromHere(*context);
+    return refusal.ok() ? ToGrpc(changes.CreateVolume(*request)) : refusal;
+  }
+
+  grpc::Status ChangeMembers(grpc::ServerContext* context, const control::ChangeMembersRequest* request,
+                             control::ChangeMembersReply* reply) override {
+    const grpc::Status refusal = OnlyFromHere(*context);
+    return refusal.ok() ? ToGrpc(changes.ChangeMembers(*request, *reply)) : refusal;
   }
 
   grpc::Status SetReachable(grpc::ServerContext* context, const control::SetReachableRequest* request,
                             control::SetReachableReply*) override {
-    if (context->peer().rfind("unix:", 0) != 0) {
-      return {grpc::StatusCode::PERMISSION_DENIED, "only over the daemon's own UNIX socket"};
+    if (grpc::Status refusal = OnlyFromHere(*context); !refusal.ok()) {
+      return refusal;
     }
     if (config.Peer(request->node()) == nullptr) {
       return NotFound(fmt::format("{} is no [[node]] of {}'s configuration", request->node(), config.name));
     }
     peers.SetReachable(request->node(), request->reachable());
-    for (const ServedVolume& volume : volumes) {
+    for (const ServedVolume& volume : volumes.All()) {
       if (volume.primary != nullptr) {
         volume.primary->SetReachable(request->node(), request->reachable());
       } else {
@@ -442,8 +424,8 @@ struct ControlService::Impl final : control::Control::Service {
 };
 
 ControlService::ControlService(const Config& config, uint64_t boot, PeerWatch& peers, EventJournal& journal,
-                               std::vector<ServedVolume> volumes)
-    : impl_(std::make_unique<Impl>(config, boot, peers, journal, std::move(volumes))) {}
+                               ServedVolumes& volumes, VolumeChanges& changes)
+    : impl_(std::make_unique<Impl>(config, boot, peers, journal, volumes, changes)) {}
 
 ControlService::~ControlService() { Stop(); }
 

@@ -18,6 +18,7 @@
 #include "server/abilities.h"
 #include "server/event_journal.h"
 #include "server/peer_watch.h"
+#include "server/served_volumes.h"
 
 namespace pmirror::server {
 
@@ -63,22 +64,29 @@ class ReplicaView {
   // As PrimaryView's; `replicas` gets this node's own copy, which calls itself in-sync only while the primary
   // says so.
   virtual void FillStatus(control::VolumeStatus& status) = 0;
+  // Tells when the primary was lost for longer than the deadline without having left, and when it is back. To be called about once a second, by
+  // one thread.
+  virtual void WatchPrimary() = 0;
   // Cuts the sessions that come from `node`.
   virtual void SetReachable(const std::string& node, bool reachable) = 0;
 };
 
-// Exactly one of the views is set.
-struct ServedVolume {
-  const VolumeConfig* config = nullptr;
-  PrimaryView* primary = nullptr;
-  ReplicaView* replica = nullptr;
+// Who makes volumes and copies come and go. Called from many threads at a time.
+class VolumeChanges {
+ public:
+  virtual ~VolumeChanges() = default;
+  virtual absl::Status HoldCopy(const control::HoldCopyRequest& request) = 0;
+  virtual absl::Status DropCopy(const control::DropCopyRequest& request) = 0;
+  virtual absl::Status CreateVolume(const control::CreateVolumeRequest& request) = 0;
+  virtual absl::Status ChangeMembers(const control::ChangeMembersRequest& request,
+                                     control::ChangeMembersReply& reply) = 0;
 };
 
 class ControlService {
  public:
   // Everything passed must outlive the service. `boot`: random identity of this daemon process.
   ControlService(const Config& config, uint64_t boot, PeerWatch& peers, EventJournal& journal,
-                 std::vector<ServedVolume> volumes);
+                 ServedVolumes& volumes, VolumeChanges& changes);
   // Stop().
   ~ControlService();
 

@@ -88,17 +88,10 @@ absl::StatusOr<std::unique_ptr<DataListener>> DataListener::Start(Options option
 
 DataListener::DataListener(Options options, std::vector<ReplicaVolume*> volumes)
     : options_(std::move(options)),
-      volumes_(std::move(volumes)),
-      environment_{.find_volume = [this](const Uuid& uuid) -> ReplicaVolume* {
-                     for (ReplicaVolume* volume : volumes_) {
-                       if (volume->options().uuid == uuid) {
-                         return volume;
-                       }
-                     }
-                     return nullptr;
-                   },
+      environment_{.find_volume = [this](const Uuid& uuid) { return Find(uuid); },
                    .reachable = [this](const std::string& node) { return IsReachable(node); },
-                   .hello_deadline = options_.hello_deadline} {}
+                   .hello_deadline = options_.hello_deadline},
+      volumes_(std::move(volumes)) {}
 
 DataListener::~DataListener() { Stop(); }
 
@@ -235,17 +228,37 @@ bool DataListener::IsReachable(const std::string& node) const {
   return !unreachable_.contains(node);
 }
 
+void DataListener::Add(ReplicaVolume& volume) {
+  const std::lock_guard lock(mutex_);
+  volumes_.push_back(&volume);
+}
+
+void DataListener::Remove(ReplicaVolume& volume) {
+  const std::lock_guard lock(mutex_);
+  std::erase(volumes_, &volume);
+}
+
+ReplicaVolume* DataListener::Find(const Uuid& uuid) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = std::find_if(volumes_.begin(), volumes_.end(), [&](const ReplicaVolume* volume) {
+    return volume->options().uuid == uuid;
+  });
+  return found == volumes_.end() ? nullptr : *found;
+}
+
 void DataListener::SetReachable(const std::string& node, bool reachable) {
+  std::vector<ReplicaVolume*> volumes;
   {
     const std::lock_guard lock(mutex_);
     if (reachable) {
       unreachable_.erase(node);
     } else {
       unreachable_.insert(node);
+      volumes = volumes_;
     }
   }
   spdlog::info("event=node_reachable node={} reachable={}", node, reachable);
-  for (ReplicaVolume* const volume : reachable ? std::vector<ReplicaVolume*>() : volumes_) {
+  for (ReplicaVolume* const volume : volumes) {
     for (const std::shared_ptr<Session>& session : volume->sessions().All()) {
       if (session->identity.node == node) {
         session->Cut();

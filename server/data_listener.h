@@ -40,6 +40,10 @@ class DataListener {
   // As Stop().
   ~DataListener();
 
+  // A volume more, which must outlive the listener; or one that gets no connections any more: those that it has are its own business.
+  void Add(ReplicaVolume& volume);
+  void Remove(ReplicaVolume& volume);
+
   // Where it listens, with the ports that were chosen.
   const std::vector<std::string>& addresses() const { return bound_; }
 
@@ -68,9 +72,9 @@ class DataListener {
   void Reap();
   void Wake();
   bool IsReachable(const std::string& node) const;
+  ReplicaVolume* Find(const Uuid& uuid) const;
 
   const Options options_;
-  const std::vector<ReplicaVolume*> volumes_;
   ReplicaSession::Environment environment_;
   std::vector<UniqueFd> listeners_;
   std::vector<std::string> bound_;
@@ -79,8 +83,9 @@ class DataListener {
   std::thread acceptor_;
 
   mutable std::mutex mutex_;
-  std::list<Connection> connections_;  // guarded by mutex_
-  std::set<std::string> unreachable_;  // guarded by mutex_
+  std::list<Connection> connections_;    // guarded by mutex_
+  std::set<std::string> unreachable_;    // guarded by mutex_
+  std::vector<ReplicaVolume*> volumes_;  // guarded by mutex_
 };
 
 }  // namespace pmirror::server

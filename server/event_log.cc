@@ -210,6 +210,14 @@ std::string FormatEvent(std::string_view event, std::span<const EventField> fiel
   return line;
 }
 
+std::vector<EventField> ToFields(const std::vector<std::pair<std::string, std::string>>& pairs) {
+  std::vector<EventField> fields;
+  for (const auto& [key, value] : pairs) {
+    fields.emplace_back(key, value);
+  }
+  return fields;
+}
+
 void LogEvent(LogLevel level, std::string_view event, std::span<const EventField> fields) {
   spdlog::default_logger_raw()->log(ToSpdlog(level), "{}", FormatEvent(event, fields));
 }

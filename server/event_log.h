@@ -44,6 +44,8 @@ void SetUpEventLog(LogLevel level, std::shared_ptr<EventJournal> journal);
 // Tells the conditions that have ended by themselves. To be called about once a second.
 void SettleEvents();
 
+std::vector<EventField> ToFields(const std::vector<std::pair<std::string, std::string>>& pairs);
+
 void LogEvent(LogLevel level, std::string_view event, std::span<const EventField> fields);
 inline void LogEvent(LogLevel level, std::string_view event, std::initializer_list<EventField> fields = {}) {
   LogEvent(level, event, std::span(fields.begin(), fields.size()));

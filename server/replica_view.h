@@ -36,9 +36,7 @@ class ReplicaVolumeView : public ReplicaView {
   void FillStatus(control::VolumeStatus& status) override;
   void SetReachable(const std::string& node, bool reachable) override;
 
-  // Tells when the primary was lost for longer than the deadline without having left, and when it is back. To be called about once a
-  // second, by one thread.
-  void WatchPrimary();
+  void WatchPrimary() override;
 
  private:
   struct Primary {

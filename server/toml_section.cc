@@ -161,6 +161,22 @@ void TomlSection::AllowOnly(std::vector<std::string_view> keys) {
   }
 }
 
+std::string TomlText(const std::string& text) {
+  std::ostringstream out;
+  out << toml::value<std::string>(text);
+  return out.str();
+}
+
+std::string TomlText(const std::vector<std::string>& texts) {
+  toml::array array;
+  for (const std::string& text : texts) {
+    array.push_back(text);
+  }
+  std::ostringstream out;
+  out << array;
+  return out.str();
+}
+
 absl::Status ReadToml(std::string_view text, const std::string& file,
                       absl::FunctionRef<void(TomlSection& root, TomlErrors& errors)> read) {
   TomlErrors errors(file);

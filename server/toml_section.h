@@ -77,6 +77,10 @@ class TomlSection {
   std::vector<std::string_view> allowed_;
 };
 
+// As a value of a TOML file: "a string", and ["a", "list"].
+std::string TomlText(const std::string& text);
+std::string TomlText(const std::vector<std::string>& texts);
+
 // Parses `text` and hands the root table to `read`; returns the first error of either.
 absl::Status ReadToml(std::string_view text, const std::string& file,
                       absl::FunctionRef<void(TomlSection& root, TomlErrors& errors)> read);

@@ -28,7 +28,7 @@ class SharedVolume {
         page_(static_cast<VolumePage*>(std::calloc(1, sizeof(VolumePage))), &std::free),
         world_(world) {
     page_->on_loss = static_cast<uint32_t>(world.settings.on_loss);
-    page_->replica_count = static_cast<uint32_t>(world.settings.replicas);
+    ConfigureReplicas(*page_, world.settings.replicas);
     page_->state = static_cast<uint32_t>(VolumeState::kServing);
     page_->epoch = 1;
   }

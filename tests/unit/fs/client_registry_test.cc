@@ -258,7 +258,7 @@ TEST_F(ClientRegistryTest, TheSocketIsForEverybodyAndItsPathIsChecked) {
   }
   EXPECT_TRUE(other.Start(stale).ok());
   EXPECT_EQ(other.Start(stale).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(other.Add(volume_).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(other.Add(volume_).value(), 0u) << "a volume may come while programs are served";
 }
 
 TEST_F(ClientRegistryTest, ANodeMountsABoundedNumberOfVolumes) {

@@ -299,7 +299,7 @@ TEST(VolumePageOwner, AnAbandonedSizeOperationLeavesTheGenerationAsItWas) {
 TEST(InSyncSet, OnlyAMemberThatLeavesIsRedundancyLost) {
   auto owner = VolumePageOwner::Create({.replica_count = 2});
   ASSERT_TRUE(owner.ok()) << owner.status();
-  InSyncSet set(**owner, 2);
+  InSyncSet set(**owner);
   EXPECT_TRUE(set.Leave(0));
   EXPECT_FALSE(set.Leave(0));
   set.Join(0);

@@ -86,6 +86,7 @@ class FakeCopy : public server::ReplicaView {
     return recovery::BlockChecksums();
   }
   void FillStatus(control::VolumeStatus&) override {}
+  void WatchPrimary() override {}
   void SetReachable(const std::string&, bool) override {}
 
   std::function<void()> on_end;
@@ -100,6 +101,18 @@ class FakeCopy : public server::ReplicaView {
  private:
   std::mutex mutex_;
   control::ReplicaState state_;
+};
+
+class NoChanges : public server::VolumeChanges {
+ public:
+  absl::Status HoldCopy(const control::HoldCopyRequest&) override { return absl::UnimplementedError(""); }
+  absl::Status DropCopy(const control::DropCopyRequest&) override { return absl::UnimplementedError(""); }
+  absl::Status CreateVolume(const control::CreateVolumeRequest&) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status ChangeMembers(const control::ChangeMembersRequest&, control::ChangeMembersReply&) override {
+    return absl::UnimplementedError("");
+  }
 };
 
 class FakeOwner : public LinkOwner {
@@ -157,9 +170,10 @@ class ReplicaLinkTest : public testing::Test {
     config_.volumes.back().rpo = "0";
     config_.volumes.back().primary = "n1";
     peers_ = std::make_unique<server::PeerWatch>(config_, 1, nullptr);
-    service_ = std::make_unique<server::ControlService>(
-        config_, 1, *peers_, journal_,
-        std::vector<server::ServedVolume>{{&config_.volumes[0], nullptr, &copy_}});
+    served_.Put({std::make_shared<const server::VolumeConfig>(config_.volumes[0]),
+                 nullptr,
+                 {std::shared_ptr<server::ReplicaView>(), &copy_}});
+    service_ = std::make_unique<server::ControlService>(config_, 1, *peers_, journal_, served_, changes_);
     ASSERT_TRUE(service_->Start().ok());
     copy_.Set(kGeneration, kMount - 1);
     link_ = std::make_unique<ReplicaLink>(ReplicaLink::Options{.volume_name = "v0",
@@ -199,6 +213,8 @@ class ReplicaLinkTest : public testing::Test {
   FakeCopy copy_;
   server::EventJournal journal_{{.node = "n2", .held = 5}};
   std::unique_ptr<server::PeerWatch> peers_;
+  server::ServedVolumes served_;
+  NoChanges changes_;
   std::unique_ptr<server::ControlService> service_;
   FakeOwner owner_;
   std::unique_ptr<ReplicaLink> link_;

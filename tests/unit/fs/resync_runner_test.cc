@@ -125,7 +125,7 @@ class ResyncRunnerTest : public testing::Test {
     root_.Reset(::open(Path("backing").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     page_ = *VolumePageOwner::Create(
         {.epoch = Epoch{1}, .on_loss = OnLoss::kProceed, .replica_count = 1, .deadline_ns = 2'000'000'000});
-    set_ = std::make_unique<InSyncSet>(*page_, 1);
+    set_ = std::make_unique<InSyncSet>(*page_);
     set_->Leave(0);
     staging_ = std::move(StagingPool::Create(2 << 20)).value();
     session_ = std::move(DataSession::Create(replica_)).value();

@@ -32,7 +32,7 @@ TEST(DescribeVolume, TheStateFollowsFromTheVolumesAndFromWhoHasWhat) {
       {static_cast<uint32_t>(VolumeState::kClosing), {.members = 3}, PMIRROR_CLOSING},
   };
   for (const auto& entry : cases) {
-    EXPECT_EQ(StateOf(entry.state, entry.masks, 2), entry.expected)
+    EXPECT_EQ(StateOf(entry.state, entry.masks, 0b11), entry.expected)
         << entry.state << " " << entry.masks.members << " " << entry.masks.trailing;
   }
 }
@@ -40,7 +40,7 @@ TEST(DescribeVolume, TheStateFollowsFromTheVolumesAndFromWhoHasWhat) {
 TEST(DescribeVolume, GranularityAndAtomicityAreThoseOfTheDomainAndTheCarrier) {
   const auto page = std::make_unique<VolumePage>();
   page->domain = static_cast<uint32_t>(Domain::kPmem);
-  page->replica_count = 1;
+  ConfigureReplicas(*page, 1);
   page->state = kServing;
   page->set = SetWord::Make(1, 0, SetVersion{5}).raw;
   std::memcpy(page->replica_names[0], "beta", 4);

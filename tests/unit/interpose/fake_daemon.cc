@@ -102,7 +102,7 @@ void FakeDaemon::MakePage() {
   page_->set.store(SetWord::Make(1, 0, SetVersion{1}).raw);
   page_->state.store(static_cast<uint32_t>(VolumeState::kServing));
   page_->on_loss = static_cast<uint32_t>(settings_.on_loss);
-  page_->replica_count = 1;
+  ConfigureReplicas(*page_, 1);
   page_->deadline_ns = static_cast<uint64_t>(std::chrono::nanoseconds(settings_.deadline).count());
   page_->suspend_ns = static_cast<uint64_t>(std::chrono::nanoseconds(settings_.suspend).count());
   page_->domain = static_cast<uint32_t>(settings_.domain);

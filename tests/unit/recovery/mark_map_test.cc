@@ -43,7 +43,19 @@ class MarkMapTest : public testing::Test {
     return map;
   }
 
+  // As the second mount finds it, with n4, when the power is cut now.
+  MarkMap::Opened OpenAfterPowerCut() {
+    RandomChoice chooser(7);
+    left_ = storage_.AfterPowerCut(chooser);
+    MarkIdentity identity = TestIdentity();
+    identity.replicas.push_back("n4");
+    auto opened = MarkMap::Open(kMapPath, identity, 2, *left_);
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    return *std::move(opened);
+  }
+
   ForgetfulStorage storage_;
+  std::unique_ptr<ForgetfulStorage> left_;
   MarkMap::Opened opened_;
 };
 
@@ -146,6 +158,62 @@ TEST_F(MarkMapTest, ReplicasGoByNameANewOneIsWhollyMarkedAndOneThatLeftIsForgott
   EXPECT_THAT(map.Marked(1), UnorderedElementsAre(kA));
   Open(3);
   EXPECT_TRUE(opened_.map->AllMarked(0));
+}
+
+TEST_F(MarkMapTest, P5AReplicaThatIsAddedIsWhollyMarkedAndSoIsWhatIsInUse) {
+  MarkMap& map = InSync();
+  ASSERT_TRUE(map.Mark(kA).ok());  // and is open from now on
+  ASSERT_EQ(map.AddReplica("n4").value(), 2u);
+  EXPECT_TRUE(map.AllMarked(2));
+  EXPECT_THAT(map.Marked(2), UnorderedElementsAre(kA));
+  ASSERT_TRUE(map.Resynced(2, map.BeginSettle([](FileId file) { return file == kA; })).ok());
+  EXPECT_FALSE(map.AllMarked(2));
+  EXPECT_THAT(map.Marked(2), UnorderedElementsAre(kA)) << "who uses it does not mark it again";
+  const auto again = OpenAfterPowerCut();
+  EXPECT_EQ(again.doubt, "");
+  EXPECT_FALSE(again.map->AllMarked(2));
+  EXPECT_THAT(again.map->Marked(2), UnorderedElementsAre(kA));
+}
+
+TEST_F(MarkMapTest, P3MarksBesideAnAdditionAreThereForEverybody) {
+  MarkMap& map = InSync();
+  std::thread marker([&] {
+    for (uint64_t file = 100; file < 400; ++file) {
+      EXPECT_TRUE(map.Mark(FileId{file}).ok());
+    }
+  });
+  ASSERT_EQ(map.AddReplica("n4").value(), 2u);
+  marker.join();
+  ASSERT_TRUE(map.Resynced(2, map.BeginSettle([](FileId) { return true; })).ok());
+  EXPECT_EQ(map.Marked(2).size(), 300u);
+  const auto again = OpenAfterPowerCut();
+  for (size_t replica = 0; replica < 3; ++replica) {
+    EXPECT_EQ(again.map->Marked(replica).size(), 300u);
+  }
+}
+
+TEST_F(MarkMapTest, P9AReplicaThatCannotBeRecordedIsNotThere) {
+  MarkMap& map = InSync();
+  ASSERT_TRUE(map.Mark(kA).ok());
+  EXPECT_EQ(map.AddReplica("n2").status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(map.AddReplica("").status().code(), absl::StatusCode::kInvalidArgument);
+  storage_.SetFull(true);
+  EXPECT_EQ(map.AddReplica("n4").status().code(), absl::StatusCode::kResourceExhausted);
+  storage_.SetFull(false);
+  ASSERT_TRUE(map.Mark(kB).ok());
+  EXPECT_EQ(map.AddReplica("n4").value(), 2u);
+  EXPECT_THAT(map.Marked(0), UnorderedElementsAre(kA, kB));
+}
+
+TEST_F(MarkMapTest, AReplicaThatLeftMayComeBackAndAFileThatWasOpenedMeanwhileIsMarkedForIt) {
+  MarkMap& map = InSync();
+  map.DropReplica(0);
+  map.DropReplica(1);
+  ASSERT_TRUE(map.Mark(kA).ok());
+  EXPECT_THAT(map.Marked(1), IsEmpty());
+  ASSERT_EQ(map.AddReplica("n2").value(), 2u);
+  ASSERT_TRUE(map.Resynced(2, map.BeginSettle([](FileId) { return true; })).ok());
+  EXPECT_THAT(map.Marked(2), UnorderedElementsAre(kA));
 }
 
 TEST_F(MarkMapTest, P5AFileOfAnotherHistoryIsDoubtedByNameAndReason) {

@@ -168,7 +168,7 @@ class SharedWords : public ByteSource {
 TEST(ConsistencyCutOfLogs, P2_ThreadsOfThreeProcessesNeverSeeADependentWordAlone) {
   const auto page = std::make_unique<VolumePage>();
   page->deadline_ns = 10'000'000'000;
-  page->replica_count = 1;
+  ConfigureReplicas(*page, 1);
   page->state = static_cast<uint32_t>(VolumeState::kServing);
   for (TrailLimits& limits : page->trail) {
     limits.bytes = UINT64_MAX;

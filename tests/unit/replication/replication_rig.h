@@ -77,7 +77,7 @@ struct ReplicationRig {
     page.epoch = 3;
     page.state = static_cast<uint32_t>(VolumeState::kServing);
     page.on_loss = static_cast<uint32_t>(OnLoss::kSuspend);
-    page.replica_count = static_cast<uint32_t>(replica_count);
+    ConfigureReplicas(page, replica_count);
     page.deadline_ns = kForever;
     page.suspend_ns = kForever;
     SetMembers(static_cast<uint8_t>((1U << replica_count) - 1), 0, 1);

@@ -75,9 +75,10 @@ TEST(ConfigTest, EveryOptionalKeyIsTaken) {
   EXPECT_EQ(config.socket, "/run/p.sock");
   const VolumeConfig& volume = config.volumes.at(0);
   EXPECT_EQ(volume.on_loss, OnLoss::kFail);
-  ASSERT_EQ(volume.rpo_of.size(), 1u) << "n1 has none";
-  EXPECT_EQ(volume.rpo_of.at("n2").time, 50ms);
-  EXPECT_EQ(volume.rpo_of.at("n2").on_lag, OnLag::kProceed);
+  EXPECT_EQ(volume.RpoOf("n1"), std::nullopt);
+  EXPECT_EQ(volume.RpoOf("n2")->time, 50ms);
+  EXPECT_EQ(volume.RpoOf("n2")->on_lag, OnLag::kProceed);
+  EXPECT_EQ(volume.RpoOf("n9")->time, 50ms) << "one that comes later";
   EXPECT_EQ(volume.deadline, 250ms);
   EXPECT_EQ(volume.suspend, 120s);
   EXPECT_EQ(volume.domain, Domain::kPmem);

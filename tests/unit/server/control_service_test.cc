@@ -147,8 +147,27 @@ class FakeReplica : public ReplicaView {
     return recovery::BlockChecksums{{{extent.offset, 1}, {2, block}}, extent.length};
   }
   void FillStatus(control::VolumeStatus& status) override { status.set_epoch(2); }
+  void WatchPrimary() override {}
   void SetReachable(const std::string&, bool) override {}
 };
+
+// Says what it was asked for.
+class NoChanges : public VolumeChanges {
+ public:
+  absl::Status HoldCopy(const control::HoldCopyRequest&) override { return absl::UnimplementedError("hold"); }
+  absl::Status DropCopy(const control::DropCopyRequest&) override { return absl::UnimplementedError("drop"); }
+  absl::Status CreateVolume(const control::CreateVolumeRequest&) override {
+    return absl::UnimplementedError("create");
+  }
+  absl::Status ChangeMembers(const control::ChangeMembersRequest&, control::ChangeMembersReply&) override {
+    return absl::UnimplementedError("change");
+  }
+};
+
+template <typename View, typename Fake>
+std::shared_ptr<View> NotOwned(Fake& fake) {
+  return {std::shared_ptr<View>(), &fake};
+}
 
 Uuid MakeUuid(uint8_t byte) {
   Uuid uuid{};
@@ -182,10 +201,11 @@ class ControlServiceTest : public ::testing::Test {
     config_.volumes[1].primary = "n2";
     port_.Release();
     peers_ = std::make_unique<PeerWatch>(config_, 1, nullptr);
-    service_ = std::make_unique<ControlService>(
-        config_, 1, *peers_, journal_,
-        std::vector<ServedVolume>{{&config_.volumes[0], &primary_, nullptr},
-                                  {&config_.volumes[1], nullptr, &replica_}});
+    served_.Put(
+        {std::make_shared<const VolumeConfig>(config_.volumes[0]), NotOwned<PrimaryView>(primary_), nullptr});
+    served_.Put(
+        {std::make_shared<const VolumeConfig>(config_.volumes[1]), nullptr, NotOwned<ReplicaView>(replica_)});
+    service_ = std::make_unique<ControlService>(config_, 1, *peers_, journal_, served_, changes_);
     ASSERT_TRUE(service_->Start().ok());
   }
   void TearDown() override {
@@ -216,6 +236,8 @@ class ControlServiceTest : public ::testing::Test {
   FakeReplica replica_;
   EventJournal journal_{{.node = "n1", .held = 5}};
   std::unique_ptr<PeerWatch> peers_;
+  ServedVolumes served_;
+  NoChanges changes_;
   std::unique_ptr<ControlService> service_;
 };
 
@@ -437,8 +459,25 @@ TEST_F(ControlServiceTest, CuttingANodeIsForTheOwnSocketOnlyAndRefusesItsCalls) 
   EXPECT_EQ(own.SetReachable(request, kTimeout).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(ControlServiceTest, OnlyThisHostMayChangeVolumesAndOnlyAPeerMayAskForACopy) {
+  proto::ControlClient own({config_.ControlSocket()});
+  proto::ControlClient network({port_.address()});
+  EXPECT_EQ(own.CreateVolume({}, kTimeout).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(own.ChangeMembers({}, kTimeout).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(network.CreateVolume({}, kTimeout).status().code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(network.ChangeMembers({}, kTimeout).status().code(), absl::StatusCode::kPermissionDenied);
+  control::HoldCopyRequest hold;
+  control::DropCopyRequest drop;
+  EXPECT_EQ(network.HoldCopy(hold, kTimeout).status().code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(network.DropCopy(drop, kTimeout).status().code(), absl::StatusCode::kPermissionDenied);
+  hold.set_node("n2");
+  drop.set_node("n2");
+  EXPECT_EQ(network.HoldCopy(hold, kTimeout).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(network.DropCopy(drop, kTimeout).status().code(), absl::StatusCode::kUnimplemented);
+}
+
 TEST_F(ControlServiceTest, P9_AnAddressInUseIsNamed) {
-  ControlService second(config_, 2, *peers_, journal_, {});
+  ControlService second(config_, 2, *peers_, journal_, served_, changes_);
   const absl::Status status = second.Start();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr(port_.address()));

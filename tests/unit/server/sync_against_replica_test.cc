@@ -82,7 +82,7 @@ class SyncAgainstReplica : public testing::Test {
     Grant();
     page_->epoch = Raw(bed_.epoch);
     page_->state = static_cast<uint32_t>(VolumeState::kServing);
-    page_->replica_count = 1;
+    ConfigureReplicas(*page_, 1);
     page_->set = SetWord::Make(1, 0, SetVersion{1}).raw;
     page_->deadline_ns = 60'000'000'000;
     order_.next = 1;

@@ -184,6 +184,9 @@ std::string ConfigOf(const Sandbox& sandbox, const SandboxNode& node) {
         Quote(sandbox.Mount(node, volume).string()), QuoteList(names), Quote(volume.primary),
         Quote(sandbox.options.rpo), Quote(sandbox.options.on_lag), Quote(sandbox.options.on_loss),
         Quote(sandbox.options.deadline), Quote(sandbox.options.suspend), Quote(sandbox.options.domain));
+    if (!sandbox.options.check.empty()) {
+      text += fmt::format("check = {}\n", Quote(sandbox.options.check));
+    }
     if (!sandbox.options.credit.empty()) {
       text += fmt::format("credit = {}\n", Quote(sandbox.options.credit));
     }

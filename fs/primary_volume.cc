@@ -70,6 +70,7 @@ PrimaryVolume::~PrimaryVolume() {
   if (replicator_ != nullptr) {
     replicator_->Stop();
   }
+  check_.reset();
   trailer_.reset();
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     link->Stop();
@@ -216,6 +217,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
                               .activity = [this] { return replicator_->activity(); }},
         *replicator_, *set_));
   }
+  MakeFindings();
   file_system_ = std::make_unique<FileSystem>(*root_, *replicator_, oracle, RaiseDescriptorLimit() / 2);
   Result<std::unique_ptr<FuseSession>> session =
       FuseSession::Mount(*file_system_, *root_, {.mount_point = options_.mount, .socket = options_.socket});
@@ -236,6 +238,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     link->Start(*this);
   }
+  StartCheck();
   events_.Report(Severity::kInfo, "mounted",
                  {{"volume", options_.name},
                   {"mount", options_.mount},
@@ -252,6 +255,9 @@ bool PrimaryVolume::AllInSync() const {
 
 void PrimaryVolume::Unmount(Deadline deadline) {
   page_->SetState(VolumeState::kClosing);
+  if (check_ != nullptr) {
+    check_->RequestStop();
+  }
   if (!session_->Unmount(deadline)) {
     events_.Report(Severity::kWarning, "programs_cut_off",
                    {{"volume", options_.name}, {"mount", options_.mount}});
@@ -282,6 +288,7 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
         writing));
   }
   replicator_->Stop();
+  check_.reset();
   if (trailer_ != nullptr) {
     trailer_->Stop();
   }
@@ -377,22 +384,6 @@ EventSink::Fields PrimaryVolume::RedundancyOf(size_t replica) const {
           {"node", links_[replica]->node()},
           {"members", std::to_string(std::popcount(set_->set().members()))},
           {"set_version", std::to_string(Raw(set_->set().version()))}};
-}
-
-absl::Status PrimaryVolume::Resync(const std::string& node, bool full) {
-  bool found = false;
-  for (const std::unique_ptr<ReplicaLink>& link : links_) {
-    if (node.empty() || link->node() == node) {
-      found = true;
-      if (full) {
-        link->DemandResync();
-      } else {
-        link->Hurry();
-      }
-    }
-  }
-  return found ? absl::OkStatus()
-               : absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
 }
 
 // --- ClientVolume ---

@@ -41,6 +41,7 @@ struct VolumeConfig {
   std::chrono::nanoseconds deadline{};
   std::chrono::nanoseconds suspend{};
   Domain domain = Domain::kFile;
+  std::chrono::nanoseconds check{};  // in which the background check goes once through all files; 0: never
   uint64_t credit = 0;  // bytes a sender may have under way to this node's replica in one session
 
   // The nodes but `node`, in the file's order.

@@ -82,8 +82,12 @@ class PrimaryVolumeView : public PrimaryView {
     for (const std::string& node : volume_.NodesBut(config_.name)) {
       replicas.push_back({node, config_.Peer(node)->control});
     }
-    return fs::VerifyVolume({.name = volume_.name, .uuid = volume_.uuid, .backing = volume_.backing.string()},
-                            replicas, primary_, send);
+    return fs::VerifyVolume(
+        {.name = volume_.name, .uuid = volume_.uuid, .backing = volume_.backing.string()}, replicas, primary_,
+        [this](const std::string& node, const recovery::VerifyResult& result) {
+          primary_.NoteVerified(node, result);
+        },
+        send);
   }
   absl::Status Resync(const std::string& node, bool full) override { return primary_.Resync(node, full); }
   void SetReachable(const std::string& node, bool reachable) override {
@@ -238,6 +242,7 @@ absl::Status Daemon::MountPrimaries() {
     options.deadline = volume.deadline;
     options.suspend = volume.suspend;
     options.domain = volume.domain;
+    options.check = volume.check;
     absl::StatusOr<std::unique_ptr<fs::PrimaryVolume>> mounted =
         fs::PrimaryVolume::Mount(std::move(options), *registry_, events_);
     if (!mounted.ok()) {

@@ -42,7 +42,8 @@ class CheckTest(ClusterTest):
         self.addCleanup(stop.set)
 
     def check(self, cluster, node=None):
-        return cluster.replica_status(node or cluster.replica)["check"]
+        """What status tells of the check; a primary that is too busy to answer is asked again."""
+        return wait(lambda: cluster.replica_status(node or cluster.replica).get("check"), "the primary tells of its check")
 
     def wait_rounds(self, cluster, more, node=None):
         """Until so many more rounds have begun and ended."""
@@ -141,12 +142,12 @@ class Finds(CheckTest):
 
 class NoFalseAlarm(CheckTest):
     def test_P5_beside_programs_of_all_kinds_and_changes_of_the_tree(self):
-        for rpo in ("0", "50ms", "3s"):
+        for rpo in ("0", "50ms", "1s"):
             with self.subTest(rpo=rpo):
                 cluster = self.checked(rpo=rpo)
                 self.load(cluster)
                 self.change_the_tree(cluster)
-                self.wait_rounds(cluster, 3)
+                self.wait_rounds(cluster, 2)
                 self.assertEqual(self.alarms(cluster), [])
                 self.assertFalse(cluster.events(cluster.primary, "check_failed"))
                 self.assertFalse(cluster.events(cluster.primary, "sync_failed"))

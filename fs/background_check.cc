@@ -158,9 +158,10 @@ void BackgroundCheck::GoRound(recovery::CheckRound& round) {
       return;
     }
     const Clock::time_point begun = Clock::now();
+    waited_ = {};
     Look(*step);
     findings_.Looked(step->extent.length);
-    worked = Clock::now() - begun;
+    worked = Clock::now() - begun - waited_;
     step = round.Next();
   }
 }
@@ -244,6 +245,7 @@ absl::StatusOr<recovery::SettledRange> BackgroundCheck::Settle(size_t replica, F
   }
   absl::StatusOr<recovery::SettledRange> settled =
       recovery::SettleRange(*original_, *copies_[replica].tree, stores, file, extent, kAttempts);
+  waited_ += stores.waited();
   // A copy that has left meanwhile may be changed by whatever brings it back.
   const bool same_set = set_.set().raw == stores.begun_with().raw && MayLook();
   return settled.ok() && !same_set ? absl::AbortedError("the in-sync set has moved") : std::move(settled);

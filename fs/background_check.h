@@ -81,6 +81,7 @@ class BackgroundCheck {
   // Of the thread:
   std::unique_ptr<Original> original_;
   Clock::time_point next_look_again_;  // at places that are known to differ
+  Clock::duration waited_{};           // in the step under way: for batches, which is no work
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;

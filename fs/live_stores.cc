@@ -35,7 +35,11 @@ absl::StatusOr<std::vector<bool>> LiveStores::Dirty(FileId id, std::span<const E
 absl::Status LiveStores::DeliverAll() {
   if (set_.trailing(replica_)) {
     replicator_.WithTreeAtRest([](uint64_t) {});  // whoever has changed the tree has said so
-    if (trailer_ == nullptr || !trailer_->Flush(Deadline::After(patience_), Trailer::Pace::kAsEver).ok()) {
+    const Deadline::Duration begun = Deadline::Now();
+    const bool shipped =
+        trailer_ != nullptr && trailer_->Flush(Deadline::After(patience_), Trailer::Pace::kAsEver).ok();
+    waited_ += Deadline::Now() - begun;
+    if (!shipped) {
       return absl::UnavailableError("a replica that trails does not catch up");
     }
   } else if (const int error = replicator_.DeliverTree(replica_, Deadline::After(patience_)); error != 0) {

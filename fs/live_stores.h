@@ -33,6 +33,8 @@ class LiveStores : public recovery::PendingStores {
   absl::Status Flush(FileId file, Extent extent) override;
   absl::StatusOr<std::vector<bool>> Dirty(FileId file, std::span<const Extent> ranges) override;
   SetWord begun_with() const { return begun_with_; }
+  // How long it was waited for batches, which go at their own pace.
+  std::chrono::nanoseconds waited() const { return waited_; }
 
  private:
   absl::Status DeliverAll();
@@ -43,6 +45,7 @@ class LiveStores : public recovery::PendingStores {
   Trailer* const trailer_;
   const std::chrono::nanoseconds patience_;
   const SetWord begun_with_;
+  std::chrono::nanoseconds waited_{};
 };
 
 }  // namespace pmirror::fs

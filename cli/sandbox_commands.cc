@@ -75,6 +75,8 @@ void AddUp(CLI::App& sandbox, int& exit_code) {
       ->capture_default_str();
   up->add_option("--domain", options->domain, "Persistence domain of the nodes: volatile, file or pmem")
       ->capture_default_str();
+  up->add_option("--check", options->check,
+                 "How long the background check may take for all files, as in 24h, or off");
   up->add_option("--credit", options->credit,
                  "How much a sender may have under way to a replica in one session, as in 64KiB");
   up->add_option("--backing-root", options->backing_root,

@@ -170,6 +170,7 @@ std::string ConfigOf(const Sandbox& sandbox, const SandboxNode& node) {
                            .deadline = options.deadline,
                            .suspend = options.suspend,
                            .domain = options.domain,
+                           .check = options.check,
                            .credit = options.credit});
   }
   return text;

@@ -26,6 +26,7 @@ struct SandboxOptions {
   std::string deadline = "5s";
   std::string suspend = "60s";
   std::string domain = "file";
+  std::string check;                   // empty: the daemon's default
   std::string credit;                  // empty: the daemon's default
   std::filesystem::path backing_root;  // empty: in the nodes' directories
 };

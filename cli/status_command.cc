@@ -40,7 +40,11 @@ int Report(const TargetOptions& options, bool json) {
   if (replies.empty()) {
     return Fail("no daemon could be asked; is pmirrord running?");
   }
-  fmt::print("{}", json ? StatusJson(replies, unreachable).dump() + "\n" : StatusTable(replies));
+  // Names of files need not be UTF-8, and JSON must be.
+  fmt::print("{}", json ? StatusJson(replies, unreachable)
+                                  .dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
+                              "\n"
+                        : StatusTable(replies));
   return kDone;
 }
 

@@ -2,9 +2,11 @@
 // Merging answers, and their two forms.
 #include "cli/status_report.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ctime>
 #include <map>
 #include <set>
 
@@ -12,6 +14,59 @@ namespace pmirror::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// Seconds since 1970.
+double Seconds(int64_t time_us) { return static_cast<double>(time_us) / 1e6; }
+
+Json CheckJson(const control::CheckStatus& check) {
+  Json json = {{"rounds", check.rounds()},
+               {"round_bytes", check.round_bytes()},
+               {"round_done", check.round_done()},
+               {"bytes_compared", check.bytes_compared()},
+               {"busy_bytes", check.busy_bytes()},
+               {"time", check.time_us() == 0 ? Json(nullptr) : Json(Seconds(check.time_us()))},
+               {"differences", check.differences()}};
+  if (check.has_first()) {
+    json["first"] = {{"path", check.first().path()},
+                     {"what", check.first().what()},
+                     {"offset", check.first().offset()},
+                     {"length", check.first().length()}};
+  }
+  return json;
+}
+
+Json VerifyJson(const control::VerifyStatus& verify) {
+  return {{"time", Seconds(verify.time_us())},
+          {"equal", verify.differences() == 0},
+          {"bytes", verify.bytes()},
+          {"differences", verify.differences()},
+          {"busy", verify.busy()}};
+}
+
+std::string TimeText(int64_t time_us) {
+  return fmt::format("{:%Y-%m-%d %H:%M:%SZ}", fmt::gmtime(static_cast<std::time_t>(time_us / 1'000'000)));
+}
+
+// What comparisons of the copy have said; empty when there was none.
+std::string ComparisonLines(const control::ReplicaStatus& replica) {
+  std::string lines;
+  if (replica.has_check() && replica.check().time_us() != 0) {
+    const control::CheckStatus& check = replica.check();
+    lines += fmt::format("  {:<12} checked in the background until {}: {} bytes, {} places differ\n", "",
+                         TimeText(check.time_us()), check.bytes_compared(), check.differences());
+    if (check.has_first()) {
+      lines += fmt::format("  {:<12} /{}: {} {}+{}; list all with pmirror verify\n", "", check.first().path(),
+                           check.first().what(), check.first().offset(), check.first().length());
+    }
+  }
+  if (replica.has_verify()) {
+    lines += fmt::format("  {:<12} verified at {}: {}\n", "", TimeText(replica.verify().time_us()),
+                         replica.verify().differences() == 0
+                             ? "equal"
+                             : fmt::format("{} differences", replica.verify().differences()));
+  }
+  return lines;
+}
 
 Json ReplicaJson(const control::ReplicaStatus& replica) {
   Json json = {{"node", replica.node()},
@@ -36,6 +91,8 @@ Json ReplicaJson(const control::ReplicaStatus& replica) {
                      {"batch_bytes", trail.batch_bytes()},
                      {"captured_bytes", trail.captured_bytes()}};
   }
+  json["check"] = replica.has_check() ? CheckJson(replica.check()) : Json(nullptr);
+  json["verify"] = replica.has_verify() ? VerifyJson(replica.verify()) : Json(nullptr);
   return json;
 }
 
@@ -128,6 +185,7 @@ std::string StatusTable(const std::vector<control::StatusReply>& replies) {
                              trail.rpo(), trail.lag_ns() / 1'000'000, trail.lag_bytes(), trail.lag_syncs(),
                              trail.breach_ns() / 1'000'000);
       }
+      table += ComparisonLines(replica);
     }
   }
   for (const std::string& warning : Warnings(replies)) {

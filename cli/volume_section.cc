@@ -50,6 +50,7 @@ std::string ToToml(const VolumeSection& volume) {
   add("deadline", volume.deadline);
   add("suspend", volume.suspend);
   add("domain", volume.domain);
+  add("check", volume.check);
   add("credit", volume.credit);
   return text;
 }

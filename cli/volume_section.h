@@ -23,6 +23,7 @@ struct VolumeSection {
   std::string deadline = {};
   std::string suspend = {};
   std::string domain = {};
+  std::string check = {};
   std::string credit = {};
 };
 

@@ -63,7 +63,8 @@ class ClientObserver::OneVolume : public PageListener {
   OneVolume(const OneVolume&) = delete;
   OneVolume& operator=(const OneVolume&) = delete;
 
-  void Began(SetWord set, VolumeState state) override {
+  void Began(SetWord set, VolumeState state, uint8_t lagging) override {
+    lagging_ = lagging;
     Tell(local::EventKind::kState, kMaxReplicas, set, state);
   }
   void SetMoved(SetWord before, SetWord after, VolumeState state) override {
@@ -78,6 +79,10 @@ class ClientObserver::OneVolume : public PageListener {
       kind = local::EventKind::kClosing;
     }
     Tell(kind, kMaxReplicas, set, state);
+  }
+  void LagMoved(size_t replica, uint8_t lagging, VolumeState state, SetWord set) override {
+    lagging_ = lagging;
+    Tell(local::EventKind::kLag, static_cast<uint32_t>(replica), set, state);
   }
 
  private:
@@ -96,6 +101,7 @@ class ClientObserver::OneVolume : public PageListener {
     event.members = set.members();
     event.trailing = set.trailing();
     event.state = static_cast<uint32_t>(state);
+    event.lagging = lagging_;
     event.set_version = Raw(set.version());
     queue_.Push(event);
   }
@@ -103,6 +109,7 @@ class ClientObserver::OneVolume : public PageListener {
   ObserverQueue& queue_;
   ClientVolume& volume_;
   const uint32_t index_;
+  uint8_t lagging_ = 0;  // of the last call that said so; all are made under the page's lock
 };
 
 ClientObserver::ClientObserver(RegisteredVolumes& volumes) {

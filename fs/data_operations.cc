@@ -172,13 +172,17 @@ namespace {
 // want to write some of them first.
 class WritePass {
  public:
-  explicit WritePass(Replicator& replicator) : replicator_(replicator) { replicator_.BeginWrite(); }
-  ~WritePass() { replicator_.EndWrite(); }
+  WritePass(Replicator& replicator, const FileHandle& handle)
+      : replicator_(replicator), file_(handle.backing->file.get()) {
+    replicator_.BeginWrite(file_);
+  }
+  ~WritePass() { replicator_.EndWrite(file_); }
   WritePass(const WritePass&) = delete;
   WritePass& operator=(const WritePass&) = delete;
 
  private:
   Replicator& replicator_;
+  ReplicatedFile* const file_;
 };
 
 }  // namespace
@@ -194,7 +198,7 @@ Result<size_t> FileSystem::Write(FileHandle& file, std::span<const char> from, u
   Extent extent;
   int error = 0;
   {
-    const WritePass pass(replicator_);
+    const WritePass pass(replicator_, file);
     written = AppendOrWrite(file, from, by_program && (options.flags & O_APPEND) != 0, &offset);
     if (!written.ok() || written.value() == 0) {
       return written;
@@ -272,7 +276,7 @@ Result<size_t> FileSystem::CopyRange(FileHandle& from, uint64_t from_offset, Fil
   Extent extent{.offset = to_offset, .length = 0};
   int error = 0;
   {
-    const WritePass pass(replicator_);
+    const WritePass pass(replicator_, to);
     const ssize_t copied =
         ::copy_file_range(from.backing->fd.get(), &in, to.backing->fd.get(), &out, length, 0);
     if (copied < 0) {

@@ -60,6 +60,11 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   // Callers of one kind share rounds: what one of them does locally is what the others want.
   SyncRounds& sync_rounds(bool data_only) { return data_only ? data_rounds_ : full_rounds_; }
 
+  // A write through a handle is under way: from before its local change until its bytes are captured and sent, or dirty here.
+  void BeginWrite() { ++writes_; }
+  void EndWrite() { --writes_; }
+  bool writing() const { return writes_ != 0; }
+
   void Hold(Extent extent);
   void Hold(const ExtentSet& extents);
   // The file is gone from the volume: nothing of it is dirty any more, nor will be.
@@ -132,6 +137,7 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   SyncRounds full_rounds_;
 
   std::atomic<size_t> writing_mappers_{0};
+  std::atomic<uint32_t> writes_{0};  // under way
 
   mutable std::mutex mutex_;
   ExtentSet dirty_;                          // guarded by mutex_, as all below

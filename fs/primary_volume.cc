@@ -70,6 +70,7 @@ PrimaryVolume::~PrimaryVolume() {
   if (replicator_ != nullptr) {
     replicator_->Stop();
   }
+  check_.reset();
   trailer_.reset();
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     if (link != nullptr) {
@@ -205,6 +206,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
   for (size_t i = 0; i < options_.replicas.size(); ++i) {
     MakeRunner(i);
   }
+  MakeFindings();
   file_system_ = std::make_unique<FileSystem>(*root_, *replicator_, oracle, RaiseDescriptorLimit() / 2);
   Result<std::unique_ptr<FuseSession>> session =
       FuseSession::Mount(*file_system_, *root_, {.mount_point = options_.mount, .socket = options_.socket});
@@ -223,6 +225,7 @@ absl::Status PrimaryVolume::Start(const OpenOracle& oracle) {
     trailer_->Start();
   }
   ForEachLink([this](size_t, ReplicaLink& link) { link.Start(*this); });
+  StartCheck();
   events_.Report(Severity::kInfo, "mounted",
                  {{"volume", options_.name},
                   {"mount", options_.mount},
@@ -242,6 +245,9 @@ bool PrimaryVolume::AllInSync() const {
 
 void PrimaryVolume::Unmount(Deadline deadline) {
   page_->SetState(VolumeState::kClosing);
+  if (check_ != nullptr) {
+    check_->RequestStop();
+  }
   if (!session_->Unmount(deadline)) {
     events_.Report(Severity::kWarning, "programs_cut_off",
                    {{"volume", options_.name}, {"mount", options_.mount}});
@@ -276,6 +282,7 @@ absl::Status PrimaryVolume::Leave(size_t writing) {
         writing));
   }
   replicator_->Stop();
+  check_.reset();
   if (trailer_ != nullptr) {
     trailer_->Stop();
   }
@@ -374,18 +381,6 @@ EventSink::Fields PrimaryVolume::RedundancyOf(size_t replica) const {
           {"node", links_[replica]->node()},
           {"members", std::to_string(std::popcount(set_->set().members()))},
           {"set_version", std::to_string(Raw(set_->set().version()))}};
-}
-
-absl::Status PrimaryVolume::Resync(const std::string& node, bool full) {
-  bool found = false;
-  ForEachLink([&](size_t, ReplicaLink& link) {
-    if (node.empty() || link.node() == node) {
-      found = true;
-      full ? link.DemandResync() : link.Hurry();
-    }
-  });
-  return found ? absl::OkStatus()
-               : absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
 }
 
 // --- ClientVolume ---

@@ -21,7 +21,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "fs/background_check.h"
 #include "fs/client_volume.h"
+#include "fs/copy_findings.h"
 #include "fs/fuse_session.h"
 #include "fs/in_sync_set.h"
 #include "fs/replica_link.h"
@@ -64,6 +66,7 @@ class PrimaryVolume final : public ClientVolume,
     std::function<absl::Status(const std::string& node)> filled = [](const std::string&) {
       return absl::OkStatus();
     };
+    std::chrono::nanoseconds check{};  // period of the background check; 0: there is none
   };
 
   // Opens the copy and mounts it. `oracle` and `events` must outlive the volume. Nothing is mounted after an error, which names the directory
@@ -91,7 +94,10 @@ class PrimaryVolume final : public ClientVolume,
   void FillStatus(control::VolumeStatus& status, const ProgramCounters& programs);
   absl::Status Ping(const std::string& node, control::PingReply& reply);
   void SetReachable(const std::string& node, bool reachable);
-  // Begins a resync soon; `full`: also of copies that count as in sync. `node` empty: of every replica. kNotFound: no copy there.
+  // A complete comparison with the copy of that node has ended.
+  void NoteVerified(const std::string& node, const recovery::VerifyResult& result);
+  // Begins a resync soon; `full`: also of copies that count as in sync. `node` empty: of every replica. kNotFound: no copy there;
+  // kFailedPrecondition: it is this node.
   absl::Status Resync(const std::string& node, bool full);
 
   // --- members (docs/internals/volumes.md) ---
@@ -109,7 +115,7 @@ class PrimaryVolume final : public ClientVolume,
   absl::Status Freeze() override;
   void Thaw() override;
   absl::Status Flush(FileId file, Extent extent) override;
-  absl::StatusOr<bool> Dirty(FileId file, Extent extent) override;
+  absl::StatusOr<std::vector<bool>> Dirty(FileId file, std::span<const Extent> ranges) override;
 
   // --- ClientVolume ---
   const std::string& name() const override { return options_.name; }
@@ -163,9 +169,12 @@ class PrimaryVolume final : public ClientVolume,
   bool Agrees(size_t replica, bool trailing, uint64_t batch) override;
   Fate Ship(size_t replica, uint64_t number, std::span<const std::byte> batch, Deadline deadline) override;
   void TrailEnded(size_t replica, Fate why) override;
+  void LagMoved(size_t replica, bool beyond) override;
   absl::Status MakeTrailer();
   void BeginTrail(size_t replica);
   absl::Status FlushTrail(Deadline deadline);
+  void MakeFindings();
+  void StartCheck();
   void FillTrail(size_t replica, control::ReplicaStatus& status) const;
   EventSink::Fields RedundancyOf(size_t replica) const;
   int SyncBacking() const;
@@ -194,6 +203,8 @@ class PrimaryVolume final : public ClientVolume,
   std::array<std::atomic<bool>, kMaxReplicas> trail_full_{};  // it has no room for the batch that is its turn
   std::unique_ptr<VolumeReplicator> replicator_;
   std::array<std::unique_ptr<ResyncRunner>, kMaxReplicas> runners_;  // of links_
+  std::unique_ptr<CopyFindings> findings_;
+  std::unique_ptr<BackgroundCheck> check_;  // null: it is off
   std::unique_ptr<FileSystem> file_system_;
   std::unique_ptr<FuseSession> session_;
 

@@ -60,6 +60,10 @@ void PrimaryVolume::FillStatus(control::VolumeStatus& status, const ProgramCount
     }
     replica.set_durable_seq(counters.syncs + programs.syncs);
     replica.set_placement(Name(state.placement));
+    findings_->Fill(index, replica);
+    if (options_.check.count() == 0) {
+      replica.clear_check();
+    }
     replica.set_reconnects(state.counters.reconnects + reports.reconnects);
     replica.set_sender_full(state.counters.sender_full + reports.sender_full);
     replica.set_peer_congested(state.counters.peer_congested + reports.peer_congested);
@@ -93,6 +97,60 @@ void PrimaryVolume::SetReachable(const std::string& node, bool reachable) {
   }
 }
 
+absl::Status PrimaryVolume::Resync(const std::string& node, bool full) {
+  if (node == options_.node) {
+    return absl::FailedPreconditionError(
+        fmt::format("{} is the primary of {}: its programs have these files mapped, and bytes that are "
+                    "exchanged beneath them can take "
+                    "back what they store at that moment; write the right bytes through the mount, and they "
+                    "reach the replicas",
+                    node, options_.name));
+  }
+  bool found = false;
+  ForEachLink([&](size_t, ReplicaLink& link) {
+    if (node.empty() || link.node() == node) {
+      found = true;
+      full ? link.DemandResync() : link.Hurry();
+    }
+  });
+  return found ? absl::OkStatus()
+               : absl::NotFoundError(fmt::format("volume {} has no copy on {}", options_.name, node));
+}
+
+// --- comparisons ---
+
+void PrimaryVolume::MakeFindings() {
+  std::vector<std::string> nodes;
+  ForEachLink([&](size_t, ReplicaLink& link) { nodes.push_back(link.node()); });
+  findings_ = std::make_unique<CopyFindings>(options_.name, std::move(nodes), events_);
+}
+
+// Of the replicas that there are now. Under members_mutex_, or at the start.
+void PrimaryVolume::StartCheck() {
+  check_.reset();
+  if (options_.check.count() == 0 || links_.front() == nullptr) {
+    return;
+  }
+  BackgroundCheck::Options options{
+      .volume_name = options_.name,
+      .volume = options_.uuid,
+      .backing_root = root_->fd(),
+      .period = options_.check,
+      .deadline = options_.deadline,
+      .control = {},
+      .counts = [this](size_t i) { return links_[i]->status().state == ReplicaLink::State::kInSync; }};
+  for (size_t i = 0; i < links_.size() && links_[i] != nullptr; ++i) {
+    options.control.push_back(links_[i]->control());
+  }
+  check_ = std::make_unique<BackgroundCheck>(std::move(options), *replicator_, *set_, trailer_.get(),
+                                             *findings_, events_);
+  check_->Start();
+}
+
+void PrimaryVolume::NoteVerified(const std::string& node, const recovery::VerifyResult& result) {
+  findings_->Verified(node, result);
+}
+
 // --- recovery::Freezer ---
 
 absl::Status PrimaryVolume::Freeze() {
@@ -119,16 +177,18 @@ absl::Status PrimaryVolume::Flush(FileId id, Extent extent) {
                     : absl::ErrnoToStatus(error, "what programs stored could not be brought to the replicas");
 }
 
-absl::StatusOr<bool> PrimaryVolume::Dirty(FileId id, Extent extent) {
-  const std::shared_ptr<FileState> file = replicator_->Find(id);
-  if (file != nullptr && replicator_->Dirty(*file, extent)) {
-    return true;
+absl::StatusOr<std::vector<bool>> PrimaryVolume::Dirty(FileId id, std::span<const Extent> ranges) {
+  std::vector<bool> dirty(ranges.size());
+  if (const std::shared_ptr<FileState> file = replicator_->Find(id); file != nullptr) {
+    for (size_t i = 0; i < ranges.size(); ++i) {
+      dirty[i] = replicator_->Dirty(*file, ranges[i]);
+    }
   }
   // What was captured before that look is on the replicas that trail, too, when it is said to be clean.
   if (absl::Status status = FlushTrail(Deadline::After(kFreezeDeadline)); !status.ok()) {
     return status;
   }
-  return false;
+  return dirty;
 }
 
 }  // namespace pmirror::fs

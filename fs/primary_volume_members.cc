@@ -83,8 +83,10 @@ absl::Status PrimaryVolume::AddReplica(Replica replica) {
   if (replica.rpo.has_value()) {
     trailer_->Add(*index, *replica.rpo);
   }
+  findings_->Add(replica.node);
   page_->Configure(*index, replica.node);
   links_[*index]->Start(*this);
+  StartCheck();
   events_.Report(Severity::kInfo, "replica_added", {{"volume", options_.name}, {"node", replica.node}});
   return absl::OkStatus();
 }

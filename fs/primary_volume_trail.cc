@@ -83,6 +83,18 @@ void PrimaryVolume::TrailEnded(size_t replica, Fate why) {
   links_[replica]->DemandResync();  // which takes it out of the set
 }
 
+void PrimaryVolume::LagMoved(size_t replica, bool beyond) {
+  const EventSink::Fields fields{{"volume", options_.name},
+                                 {"node", links_[replica]->node()},
+                                 {"rpo", trailer_->rpo(replica).text}};
+  if (beyond) {
+    events_.Report(Severity::kWarning, "replica_lagging", fields);
+  } else {
+    events_.Report(Severity::kInfo, "replica_lag_over", fields);
+  }
+  page_->SetLagging(replica, beyond);
+}
+
 bool PrimaryVolume::Agrees(size_t replica, bool trailing, uint64_t batch) {
   return !set_->trailing(replica) || !trailer_->Ships(replica) ||
          (trailing && trailer_->Follows(replica, batch));

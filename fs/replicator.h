@@ -52,10 +52,11 @@ class Replicator {
     return 0;
   }
 
-  // Around the local part of a write and the call of Written or WrittenDurably that reports it, so that a frozen volume does not change.
+  // Around the local part of a write and the call of Written or WrittenDurably that reports it, so that a frozen volume does not change, and
+  // that of one which is not frozen it is known which files may change. `file` null: one that is not replicated.
   // Requires: no other call of this interface but those two in between.
-  virtual void BeginWrite() {}
-  virtual void EndWrite() {}
+  virtual void BeginWrite(ReplicatedFile* file) { (void)file; }
+  virtual void EndWrite(ReplicatedFile* file) { (void)file; }
 
   // Says that the local file changed in `extent` (write, copy_file_range). Returns when every in-sync replica
   // has received the bytes.

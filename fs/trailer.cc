@@ -18,6 +18,7 @@ constexpr nanoseconds kShortestInterval = milliseconds(1);
 constexpr nanoseconds kLongestInterval = milliseconds(500);
 constexpr nanoseconds kIntervalByAmount = milliseconds(5);  // of an RPO that is no time
 constexpr milliseconds kWatchSlice{500};
+constexpr milliseconds kLagSettled{1000};
 constexpr milliseconds kRetryPause{50};
 constexpr milliseconds kFullPause{250};
 constexpr double kFullEnough = 0.5;                     // of a capture log
@@ -83,12 +84,16 @@ void Trailer::Stop() {
 
 // --- phases ---
 
-void Trailer::SetPhase(Replica& state, Phase phase) {
+void Trailer::SetPhase(size_t replica, Phase phase) {
+  Replica& state = replicas_[replica];
   state.phase = phase;
   ++state.turn;
   state.pending = {};
   state.acked_batch = 0;
   NoteBreach(state, false);
+  if (std::exchange(state.lag_told, false)) {
+    carrier_.LagMoved(replica, false);
+  }
   changed_.notify_all();
 }
 
@@ -100,7 +105,7 @@ void Trailer::Collect(size_t replica) {
     (void)cutter_.Make(at_rest_);
   }
   const std::lock_guard lock(mutex_);
-  SetPhase(replicas_[replica], Phase::kCollecting);
+  SetPhase(replica, Phase::kCollecting);
   cutter_.clock().active_since[replica].store(static_cast<uint64_t>(Deadline::Now().count()));
   page_.AllowCaptures(replica, UINT64_MAX, UINT64_MAX);
 }
@@ -121,7 +126,7 @@ void Trailer::Begin(size_t replica, uint64_t operation) {
   }
   const bool whole = std::find(operations.begin(), operations.end(), nullptr) == operations.end();
   if (!whole) {
-    SetPhase(state, Phase::kOff);
+    SetPhase(replica, Phase::kOff);
     lock.unlock();
     carrier_.TrailEnded(replica, BatchCarrier::Fate::kUnfit);
     return;
@@ -139,7 +144,7 @@ void Trailer::Begin(size_t replica, uint64_t operation) {
 
 void Trailer::End(size_t replica) {
   const std::lock_guard lock(mutex_);
-  SetPhase(replicas_[replica], Phase::kOff);
+  SetPhase(replica, Phase::kOff);
 }
 
 bool Trailer::Ships(size_t replica) const {
@@ -213,7 +218,9 @@ void Trailer::Watch() {
     for (size_t i = 0; i < options_.rpo.size(); ++i) {
       if (replicas_[i].phase == Phase::kTrailing) {
         urgent = urgent || Lags(i, 2);
-        NoteBreach(replicas_[i], Lags(i, 1));
+        const bool beyond = Lags(i, 1);
+        NoteBreach(replicas_[i], beyond);
+        NoteLag(i, beyond);
       }
     }
     urgent_ += urgent ? 1 : 0;
@@ -245,6 +252,25 @@ void Trailer::NoteBreach(Replica& state, bool breached) {
   } else if (!breached && state.breach_since.has_value()) {
     state.counts.breach_ns += static_cast<uint64_t>((now - *state.breach_since).count());
     state.breach_since.reset();
+  }
+}
+
+// One that falls behind now and then is told once: over only when it has kept up for a while. Under mutex_, on the watcher's thread.
+void Trailer::NoteLag(size_t replica, bool beyond) {
+  Replica& state = replicas_[replica];
+  if (beyond) {
+    state.within_since.reset();
+    if (!std::exchange(state.lag_told, true)) {
+      carrier_.LagMoved(replica, true);
+    }
+  } else if (state.lag_told) {
+    const Deadline::Duration now = Deadline::Now();
+    state.within_since = state.within_since.value_or(now);
+    if (now - *state.within_since >= kLagSettled) {
+      state.lag_told = false;
+      state.within_since.reset();
+      carrier_.LagMoved(replica, false);
+    }
   }
 }
 
@@ -300,7 +326,7 @@ bool Trailer::HaveRoom(std::vector<size_t>& unfit) {
     if (options_.rpo[i]->on_lag == OnLag::kThrottle) {
       room = false;
     } else {
-      SetPhase(replica, Phase::kOff);
+      SetPhase(i, Phase::kOff);
       unfit.push_back(i);
     }
   }
@@ -316,7 +342,7 @@ void Trailer::Distribute(const Cutter::Cut& cut, std::vector<size_t>& unfit) {
       continue;
     }
     if (cut.faulty) {
-      SetPhase(replica, Phase::kOff);
+      SetPhase(i, Phase::kOff);
       unfit.push_back(i);
       continue;
     }
@@ -373,7 +399,7 @@ void Trailer::ShipPending(std::unique_lock<std::mutex>& lock, size_t replica) {
         break;
       case BatchCarrier::Fate::kUnfit:
       case BatchCarrier::Fate::kFenced:
-        SetPhase(state, Phase::kOff);
+        SetPhase(replica, Phase::kOff);
         lock.unlock();
         carrier_.TrailEnded(replica, fate);
         lock.lock();
@@ -410,7 +436,7 @@ void Trailer::AllowAfter(size_t replica, const Cutter::Point& point) {
                       rpo.syncs == 0 ? UINT64_MAX : point.syncs + rpo.syncs);
 }
 
-absl::Status Trailer::Flush(Deadline deadline) {
+absl::Status Trailer::Flush(Deadline deadline, Pace pace) {
   const uint64_t target = cutter_.clock().next.load(std::memory_order_seq_cst);
   std::unique_lock lock(mutex_);
   const auto shipped = [&] {
@@ -429,8 +455,10 @@ absl::Status Trailer::Flush(Deadline deadline) {
       return absl::DeadlineExceededError(
           "what was captured could not be brought to every replica that trails");
     }
-    ++urgent_;
-    changed_.notify_all();
+    if (pace == Pace::kNow) {
+      ++urgent_;
+      changed_.notify_all();
+    }
     changed_.wait_until(lock, std::min(TimeOf(deadline), std::chrono::steady_clock::now() + kRetryPause));
   }
   return absl::OkStatus();

@@ -40,6 +40,8 @@ class BatchCarrier {
   virtual ~BatchCarrier() = default;
   virtual Fate Ship(size_t replica, uint64_t number, std::span<const std::byte> batch, Deadline deadline) = 0;
   virtual void TrailEnded(size_t replica, Fate why) = 0;
+  // It is older than its RPO, or is not any more (also because it trails no more). From other threads too, under the trailer's lock: quick.
+  virtual void LagMoved(size_t replica, bool beyond) = 0;
 };
 
 class Trailer {
@@ -78,8 +80,10 @@ class Trailer {
   // Whether a copy that says so of itself is the one we ship to.
   bool Follows(size_t replica, uint64_t batch) const;
 
-  // Everything captured before the call is on every replica that trails. DEADLINE_EXCEEDED.
-  absl::Status Flush(Deadline deadline);
+  // Everything captured before the call is on every replica that trails. DEADLINE_EXCEEDED. kNow: batches are cut and shipped for it at once,
+  // kAsEver: it is waited for what goes its way.
+  enum class Pace { kNow, kAsEver };
+  absl::Status Flush(Deadline deadline, Pace pace = Pace::kNow);
   // An operation was appended to the volume's log: the trailing replicas lack it. Requires: as Cutter::NoteOperation.
   void NoteOperation(uint64_t number);
   // Operations up to this one are on every replica that trails; UINT64_MAX when none does.
@@ -103,6 +107,8 @@ class Trailer {
     uint64_t acked_batch = 0;
     Cutter::Point acked;  // of the last batch that was acknowledged
     std::optional<Deadline::Duration> breach_since;
+    bool lag_told = false;                           // that it is older than its RPO
+    std::optional<Deadline::Duration> within_since;  // of one of which that was told
     Status counts;
     std::thread thread;
   };
@@ -117,7 +123,8 @@ class Trailer {
   void AllowAfter(size_t replica, const Cutter::Point& point);
   bool Lags(size_t replica, int parts) const;
   void NoteBreach(Replica& state, bool breached);
-  void SetPhase(Replica& state, Phase phase);
+  void NoteLag(size_t replica, bool beyond);
+  void SetPhase(size_t replica, Phase phase);
   bool AllOff() const;
   std::chrono::nanoseconds Interval(size_t replica) const;
   bool Nothing(size_t replica) const;

@@ -54,7 +54,7 @@ class ProgressReporter {
 }  // namespace
 
 absl::Status VerifyVolume(const VolumeToVerify& volume, const std::vector<ReplicaToVerify>& replicas,
-                          recovery::Freezer& freezer,
+                          recovery::Freezer& freezer, const NoteVerdict& note,
                           const std::function<bool(const control::VerifyProgress&)>& send) {
   control::VerifyProgress verdict;
   for (const ReplicaToVerify& replica : replicas) {
@@ -73,6 +73,7 @@ absl::Status VerifyVolume(const VolumeToVerify& volume, const std::vector<Replic
                           fmt::format("volume {} could not be compared with its copy on {}: {}", volume.name,
                                       replica.node, std::string(result.status().message())));
     }
+    note(replica.node, *result);
     for (const recovery::Difference& difference : result->differences) {
       Add(difference, replica.node, *verdict.add_differences());
     }

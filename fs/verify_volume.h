@@ -24,10 +24,13 @@ struct VolumeToVerify {
   std::string backing;  // directory
 };
 
+// The comparison with one replica is complete.
+using NoteVerdict = std::function<void(const std::string& node, const recovery::VerifyResult& result)>;
+
 // Blocks until done. The last message sent has `finished` and all differences. Fails when a replica cannot be
 // asked: the sentence names it. `send` returns false when the caller is gone.
 absl::Status VerifyVolume(const VolumeToVerify& volume, const std::vector<ReplicaToVerify>& replicas,
-                          recovery::Freezer& freezer,
+                          recovery::Freezer& freezer, const NoteVerdict& note,
                           const std::function<bool(const control::VerifyProgress&)>& send);
 
 }  // namespace pmirror::fs

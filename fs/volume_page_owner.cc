@@ -81,7 +81,7 @@ void VolumePageOwner::SetMembers(uint8_t members, uint8_t joiners, uint8_t trail
 void VolumePageOwner::Listen(PageListener& listener) {
   std::lock_guard lock(mutex_);
   listeners_.push_back(&listener);
-  listener.Began(LoadSet(*page_), VolumeState{page_->state.load()});
+  listener.Began(LoadSet(*page_), VolumeState{page_->state.load()}, lagging_);
 }
 
 void VolumePageOwner::StopListening(PageListener& listener) {
@@ -114,6 +114,18 @@ void VolumePageOwner::SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_l
   limits.bytes = UINT64_MAX;
   limits.syncs = UINT64_MAX;
   page_->trails |= 1U << replica;
+}
+
+void VolumePageOwner::SetLagging(size_t replica, bool lagging) {
+  const std::lock_guard lock(mutex_);
+  const auto bit = static_cast<uint8_t>(1U << replica);
+  if (((lagging_ & bit) != 0) == lagging) {
+    return;
+  }
+  lagging_ ^= bit;
+  for (PageListener* listener : listeners_) {
+    listener->LagMoved(replica, lagging_, VolumeState{page_->state.load()}, LoadSet(*page_));
+  }
 }
 
 void VolumePageOwner::AllowCaptures(size_t replica, uint64_t bytes, uint64_t syncs) {

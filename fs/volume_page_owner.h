@@ -50,6 +50,8 @@ class VolumePageOwner {
 
   // Replicas that trail (docs/internals/rpo.md). The limits are fixed: before the replica counts for the first time.
   void SetTrailLimits(size_t replica, uint64_t rpo_ns, OnLag on_lag);
+  // The replica is older than its RPO, or is not any more; for listeners alone, the page does not say.
+  void SetLagging(size_t replica, bool lagging);
   // What may be captured, ever, before a sync has to wait. Wakes who waits.
   void AllowCaptures(size_t replica, uint64_t bytes, uint64_t syncs);
   void AnnounceCut() { page_->cut.fetch_or(1, std::memory_order_seq_cst); }
@@ -77,6 +79,7 @@ class VolumePageOwner {
   SharedObject<VolumePage> page_;
   std::mutex mutex_;
   std::vector<PageListener*> listeners_;  // guarded by mutex_
+  uint8_t lagging_ = 0;                   // guarded by mutex_; bit a replica
   std::vector<uint32_t> free_slots_;      // guarded by mutex_; reused last in, first out
   uint32_t used_slots_ = 0;               // guarded by mutex_; slots ever used
 };

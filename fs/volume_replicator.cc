@@ -104,11 +104,11 @@ int VolumeReplicator::ChangeSize(ReplicatedFile& replicated, LocalChange local_c
     const bool known = ::fstat(file.backing_fd(), &info) == 0;
     const uint64_t new_size = known ? static_cast<uint64_t>(info.st_size) : old_size;
     result = AwaitOperation(number);
+    tail = TailOf(old_size, new_size);
+    file.Hold(tail);  // before the generation says that nothing is under way
     page_.EndSizeOperation(file.slot_index(), 2 * number, new_size);
     file.NotDurable();
     ++changes_;
-    tail = TailOf(old_size, new_size);
-    file.Hold(tail);
   }
   if (result != 0 && !tail.empty()) {
     Keep(file);

@@ -89,8 +89,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int ChangeSize(ReplicatedFile& replicated, LocalChange local_change) override;
   std::shared_ptr<ReplicatedFile> Attach(FileId id, int backing_fd) override;
   int BeforeWriting(ReplicatedFile& file) override;
-  void BeginWrite() override { gate_.Enter(); }
-  void EndWrite() override { gate_.Leave(); }
+  void BeginWrite(ReplicatedFile* file) override;
+  void EndWrite(ReplicatedFile* file) override;
   int Written(ReplicatedFile& file, Extent extent) override;
   int WrittenDurably(ReplicatedFile& file, Extent extent, LocalSync local_sync) override;
   int Sync(ReplicatedFile& replicated, bool data_only, LocalSync local_sync) override;
@@ -131,7 +131,13 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   FreezeGate& gate() { return gate_; }
   // Of a file that is open or dirty; null: nothing of it can be dirty.
   std::shared_ptr<FileState> Find(FileId id) const;
+  // False only when at some moment during the call everything stored to the range, by whatever way, was with everybody whom syncs ask for.
   bool Dirty(FileState& file, Extent range);
+  // Brings over what anybody has stored to the range and not synced: as a sync of others would, but it is the volume's own, that is told to
+  // nobody and given up at the deadline.
+  int BringOver(FileState& file, Extent range);
+  // 0 when the replica has applied every operation on the tree that was done before the call.
+  int DeliverTree(size_t replica, Deadline deadline);
 
   Counters counters() const;
   uint64_t dirty_bytes() const;
@@ -178,6 +184,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int TrySend(FileState& file, FileState::Capture& capture, WaitLevel level, LocalPersist* local,
               Sender sender);
   int CaptureAndSync(FileState& file, Extent range, ProcessSerial asking, LocalPersist* local);
+  // R4, up to the capture: takes over what others have dirty of the range.
+  ExtentSet TakeOthers(FileState& file, Extent range, ProcessSerial asking);
   int Barrier();
   void Trim();
   void TrimTo(uint8_t replicas);

@@ -141,15 +141,21 @@ int VolumeReplicator::SendWritten(FileState& file, Extent extent, WaitLevel leve
   return Send(file, capture, level, local);
 }
 
+// Under the file's capture mutex, with its flag up.
+ExtentSet VolumeReplicator::TakeOthers(FileState& file, Extent range, ProcessSerial asking) {
+  ExtentSet taken;
+  if (ForeignStores* stores = stores_; stores != nullptr) {
+    stores->Take(file.id(), range, asking, taken);
+  }
+  return taken;
+}
+
 // R4: the flag goes up, others' pages are taken over, what the daemon holds joins them, and only then is anything sent.
 int VolumeReplicator::CaptureAndSync(FileState& file, Extent range, ProcessSerial asking,
                                      LocalPersist* local) {
   const FileState::RaisedFlag flag(file);
   std::unique_lock lock(file.capture_mutex());
-  ExtentSet taken;
-  if (ForeignStores* stores = stores_; stores != nullptr) {
-    stores->Take(file.id(), range, asking, taken);
-  }
+  const ExtentSet taken = TakeOthers(file, range, asking);
   FileState::Capture capture(file, range, taken);
   lock.unlock();
   const int error = Send(file, capture, WaitLevel::kDurable, local);
@@ -228,12 +234,43 @@ int VolumeReplicator::SyncOthers(FileState& file, Extent range, ProcessSerial as
   return CaptureAndSync(file, range, asking, nullptr);
 }
 
+// In this order: a program's tickets close only when its bytes are on the replicas or here; a write and a size operation hold dirty what they
+// could not bring over before they end (docs/internals/verify.md).
 bool VolumeReplicator::Dirty(FileState& file, Extent range) {
   const std::lock_guard lock(file.capture_mutex());
-  // In this order: a program's tickets close only when its bytes are on the replicas or here.
   ForeignStores* const stores = stores_;
   const bool theirs = stores != nullptr && stores->Any(file.id(), range);
-  return file.DirtyIn(range) || theirs;
+  const bool changing =
+      file.writing() || file.slot().size_generation.load(std::memory_order_seq_cst) % 2 != 0;
+  return theirs || changing || file.DirtyIn(range);
+}
+
+int VolumeReplicator::BringOver(FileState& file, Extent range) {
+  const FileState::RaisedFlag flag(file);
+  std::unique_lock lock(file.capture_mutex());
+  const ExtentSet taken = TakeOthers(file, range, ProcessSerial::kNone);
+  FileState::Capture capture(file, range, taken);
+  lock.unlock();
+  const int error = TrySend(file, capture, WaitLevel::kReceived, nullptr, Sender::kVolume);
+  if (error != 0) {
+    Keep(file);
+    Wake();
+  }
+  return error;
+}
+
+void VolumeReplicator::BeginWrite(ReplicatedFile* file) {
+  gate_.Enter();
+  if (file != nullptr) {
+    StateOf(*file).BeginWrite();
+  }
+}
+
+void VolumeReplicator::EndWrite(ReplicatedFile* file) {
+  if (file != nullptr) {
+    StateOf(*file).EndWrite();
+  }
+  gate_.Leave();
 }
 
 // --- what is left behind ---
@@ -253,12 +290,10 @@ void VolumeReplicator::TakeOver(FileId id) {
   if (file == nullptr || stores_ == nullptr) {
     return;
   }
-  ExtentSet taken;
   {
     const FileState::RaisedFlag flag(*file);
     const std::lock_guard lock(file->capture_mutex());
-    stores_.load()->Take(id, kWholeFile, ProcessSerial::kNone, taken);
-    file->Hold(taken);
+    file->Hold(TakeOthers(*file, kWholeFile, ProcessSerial::kNone));
   }
   Keep(*file);
   Wake();

@@ -51,6 +51,12 @@ int VolumeReplicator::SendTo(size_t replica, FileState& file, Extent extent) {
   return only.Replicate(file.target(), {&extent, 1}, source, WaitLevel::kReceived, nullptr).code;
 }
 
+int VolumeReplicator::DeliverTree(size_t replica, Deadline deadline) {
+  uint64_t last = 0;
+  WithTreeAtRest([&last](uint64_t number) { last = number; });
+  return couriers_[replica]->Deliver(last, deadline);
+}
+
 // --- marks ---
 
 int VolumeReplicator::BeforeWriting(ReplicatedFile& replicated) {

@@ -31,7 +31,8 @@ static_assert(PMIRROR_EVENT_STATE == static_cast<int>(local::EventKind::kState) 
               PMIRROR_EVENT_REDUNDANCY_LOST == static_cast<int>(local::EventKind::kRedundancyLost) &&
               PMIRROR_EVENT_REDUNDANCY_RESTORED == static_cast<int>(local::EventKind::kRedundancyRestored) &&
               PMIRROR_EVENT_FENCED == static_cast<int>(local::EventKind::kFenced) &&
-              PMIRROR_EVENT_CLOSING == static_cast<int>(local::EventKind::kClosing));
+              PMIRROR_EVENT_CLOSING == static_cast<int>(local::EventKind::kClosing) &&
+              PMIRROR_EVENT_LAG == static_cast<int>(local::EventKind::kLag));
 
 ino_t InodeOf(int fd) {
   struct stat info;
@@ -54,6 +55,7 @@ pmirror_event Described(const pmirror_subscription& subscription, const local::E
                         page->required.load(std::memory_order_acquire));
   event.members = from.members;
   event.trailing = from.trailing;
+  event.lagging = from.lagging;
   event.set_version = from.set_version;
   event.time_ns = from.time_ns;
   CopyText(event.volume, sizeof(event.volume), subscription.observation.reply.mounts[from.volume].name);

@@ -215,8 +215,9 @@ enum pmirror_event_kind {
   PMIRROR_EVENT_REDUNDANCY_RESTORED = 3, /* it is, or trails, again */
   PMIRROR_EVENT_FENCED = 4,              /* another node is or may be primary */
   PMIRROR_EVENT_CLOSING = 5,             /* the daemon leaves the volume */
-  PMIRROR_EVENT_LAG = 6,                 /* reserved: RPO exceeded, and back within it */
-  PMIRROR_EVENT_MEDIA = 7,               /* reserved: a media error */
+  PMIRROR_EVENT_LAG =
+      6, /* a replica that trails is older than its RPO (its bit is in `lagging`), or not any more */
+  PMIRROR_EVENT_MEDIA = 7,      /* reserved: a media error */
   PMIRROR_EVENT_DAEMON_GONE = 8 /* the last one of a subscription: the daemon has ended. Subscribe again */
 };
 
@@ -227,7 +228,7 @@ struct pmirror_event {
   uint32_t state;    /* enum pmirror_state, after it */
   uint32_t members;  /* bit a replica, after it */
   uint32_t trailing; /* likewise */
-  uint32_t reserved; /* 0 */
+  uint32_t lagging;  /* bit a replica that trails and is older than its RPO, after it */
   uint64_t set_version;
   uint64_t time_ns; /* CLOCK_REALTIME of the daemon */
   uint64_t missed;  /* events before this one that were dropped, because they were not taken in time */

@@ -3,7 +3,6 @@
 #include "recovery/verifier.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 namespace pmirror::recovery {
@@ -32,18 +31,6 @@ class Frozen {
   Freezer& freezer_;
   absl::Status status_;
 };
-
-// What one attempt at a page saw. Checksums are absent beyond the end of the file.
-using Sum = std::optional<BlockSum>;
-enum class Sight { kEqual, kProvenDifferent, kUnclear };
-
-// The table of the argument in verifier.h.
-Sight Judge(Sum first, bool dirty, Sum copy, Sum second) {
-  if (copy == first || copy == second) {
-    return Sight::kEqual;
-  }
-  return !dirty && first == second ? Sight::kProvenDifferent : Sight::kUnclear;
-}
 
 class Verification {
  public:
@@ -117,11 +104,8 @@ class Verification {
       if (!left.ok() || !right.ok()) {
         return left.ok() ? right.status() : left.status();
       }
-      for (size_t i = 0; i < std::max(left->sums.size(), right->sums.size()); ++i) {
-        if (At(*left, i) != At(*right, i)) {
-          const uint64_t at = offset + i * kVerifyBlock;
-          suspects_.push_back({file.id, &file.path, {at, std::min<uint64_t>(kVerifyBlock, file.size - at)}});
-        }
+      for (const Extent& block : BlocksThatDiffer(*left, *right, chunk, kVerifyBlock)) {
+        suspects_.push_back({file.id, &file.path, block});
       }
     }
     return absl::OkStatus();
@@ -148,81 +132,21 @@ class Verification {
 
   // Frozen from here on: a file that exists on one side only is a difference.
   absl::Status SettleBlock(const Suspect& suspect) {
-    if (absl::Status status = freezer_.Flush(suspect.file, suspect.extent);
-        !status.ok() && !absl::IsNotFound(status)) {
-      return status;
+    const absl::StatusOr<SettledRange> settled =
+        SettleRange(original_, copy_, freezer_, suspect.file, suspect.extent, kVerifyAttempts);
+    if (!settled.ok()) {
+      return settled.status();
     }
-    const absl::StatusOr<BlockChecksums> left =
-        original_.Checksums(suspect.file, suspect.extent, kVerifyPage);
-    if (absl::IsNotFound(left.status())) {
-      return absl::OkStatus();  // removed since
-    }
-    const absl::StatusOr<BlockChecksums> right = copy_.Checksums(suspect.file, suspect.extent, kVerifyPage);
-    if (absl::IsNotFound(right.status())) {
+    if (settled->missing) {
       result_.differences.push_back({*suspect.path, What::kMissing, {}});
-      return absl::OkStatus();
     }
-    if (!left.ok() || !right.ok()) {
-      return left.ok() ? right.status() : left.status();
+    for (const Extent& page : settled->different) {
+      Append(result_.differences, *suspect.path, page);
     }
-    for (size_t i = 0; i < std::max(left->sums.size(), right->sums.size()); ++i) {
-      if (At(*left, i) == At(*right, i)) {
-        continue;
-      }
-      const uint64_t at = suspect.extent.offset + i * kVerifyPage;
-      const Extent page{at, std::min<uint64_t>(kVerifyPage, suspect.extent.end() - at)};
-      if (absl::Status status = SettlePage(suspect, page); !status.ok()) {
-        return status;
-      }
+    for (const Extent& page : settled->busy) {
+      Append(result_.busy, *suspect.path, page);
     }
     return absl::OkStatus();
-  }
-
-  absl::Status SettlePage(const Suspect& suspect, Extent page) {
-    int proofs = 0;
-    for (int attempt = 0; attempt < kVerifyAttempts; ++attempt) {
-      if (absl::Status status = freezer_.Flush(suspect.file, page); !status.ok()) {
-        return status;
-      }
-      const absl::StatusOr<Sight> sight = Attempt(suspect.file, page);
-      if (!sight.ok()) {
-        return sight.status();
-      }
-      if (*sight == Sight::kEqual) {
-        return absl::OkStatus();
-      }
-      proofs = *sight == Sight::kProvenDifferent ? proofs + 1 : 0;
-      if (proofs == kVerifyProofs) {
-        Append(result_.differences, *suspect.path, page);
-        return absl::OkStatus();
-      }
-    }
-    Append(result_.busy, *suspect.path, page);
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<Sight> Attempt(FileId file, Extent page) {
-    const absl::StatusOr<BlockChecksums> first = original_.Checksums(file, page, kVerifyPage);
-    if (!first.ok()) {
-      return first.status();
-    }
-    const absl::StatusOr<bool> dirty = freezer_.Dirty(file, page);
-    if (!dirty.ok()) {
-      return dirty.status();
-    }
-    const absl::StatusOr<BlockChecksums> copy = copy_.Checksums(file, page, kVerifyPage);
-    if (!copy.ok()) {
-      return copy.status();
-    }
-    const absl::StatusOr<BlockChecksums> second = original_.Checksums(file, page, kVerifyPage);
-    if (!second.ok()) {
-      return second.status();
-    }
-    return Judge(At(*first, 0), *dirty, At(*copy, 0), At(*second, 0));
-  }
-
-  static Sum At(const BlockChecksums& checksums, size_t index) {
-    return index < checksums.sums.size() ? Sum(checksums.sums[index]) : std::nullopt;
   }
 
   // Neighbouring pages become one range.

@@ -106,18 +106,19 @@ enum class EventKind : uint32_t {
   kRedundancyRestored = 3,  // a replica has become a member, or trails
   kFenced = 4,              // another node is or may be primary
   kClosing = 5,             // the daemon leaves the volume
+  kLag = 6,  // a replica that trails is older than its RPO, or not any more: Event::lagging says which
 };
 
 // What an observer is sent (kObserve).
 struct Event {
   uint32_t version = kVersion;
   EventKind kind{};
-  uint32_t volume = 0;    // index in the reply's mounts
-  uint32_t replica = 0;   // index; kMaxReplicas: none in particular
-  uint32_t members = 0;   // bit a replica, after the change
-  uint32_t trailing = 0;  // bit a replica that trails, likewise
-  uint32_t state = 0;     // VolumeState
-  uint32_t reserved = 0;
+  uint32_t volume = 0;       // index in the reply's mounts
+  uint32_t replica = 0;      // index; kMaxReplicas: none in particular
+  uint32_t members = 0;      // bit a replica, after the change
+  uint32_t trailing = 0;     // bit a replica that trails, likewise
+  uint32_t state = 0;        // VolumeState
+  uint32_t lagging = 0;      // bit a replica that trails and is older than its RPO, after the change
   uint64_t set_version = 0;  // of the in-sync set after the change
   uint64_t time_ns = 0;      // CLOCK_REALTIME
   uint64_t missed = 0;       // events before this one that found the observer's queue full

@@ -53,7 +53,8 @@ Result<bool> LogCapture::Capture(const CaptureTarget& target, std::span<const Ex
     if (target.group && (piece.extents != extents.size() || piece.last != extents.back().length)) {
       return Error{E2BIG, "replicate: the group does not fit one capture"};  // a cut could fall between two
     }
-    const Result<Took> took = CapturePiece(target, extents, piece, source);
+    bool ended = false;
+    const Result<Took> took = CapturePiece(target, extents, piece, source, ended);
     if (!took.ok()) {
       return took.error();
     }
@@ -68,7 +69,7 @@ Result<bool> LogCapture::Capture(const CaptureTarget& target, std::span<const Ex
     const uint64_t before_last = piece.extents == 1 ? done : 0;
     extents = extents.subspan(piece.extents - 1);
     done = before_last + piece.last;
-    if (done == extents.front().length) {
+    if (ended || done == extents.front().length) {  // an extent may reach as far as files can
       extents = extents.subspan(1);
       done = 0;
     }
@@ -87,7 +88,7 @@ bool LogCapture::GivenUp() {
 // The order of the steps is docs/internals/rpo.md, 1 to 5.
 Result<LogCapture::Took> LogCapture::CapturePiece(const CaptureTarget& target,
                                                   std::span<const Extent> extents, const Piece& piece,
-                                                  ByteSource& source) {
+                                                  ByteSource& source, bool& ended) {
   const std::atomic<uint64_t>& generation = target.slot->size_generation;
   const uint64_t seen = generation.load(std::memory_order_seq_cst);
   if (seen % 2 != 0) {  // a size operation is under way
@@ -118,7 +119,8 @@ Result<LogCapture::Took> LogCapture::CapturePiece(const CaptureTarget& target,
       writer_.Abandon(*room);
       return count.error();
     }
-    if (count.value() != 0) {  // else the file has ended
+    ended = count.value() < end - begin;
+    if (count.value() != 0) {
       ranges[entry.range_count++] = {.offset = begin, .length = count.value()};
       entry.payload_bytes += static_cast<uint32_t>(count.value());
     }

@@ -41,8 +41,9 @@ class LogCapture {
     uint64_t last = 0;   // bytes of the last one that belong to it
   };
   static Piece NextPiece(std::span<const Extent> extents, uint64_t done);
+  // `ended`: the file ends within the piece's last extent.
   Result<Took> CapturePiece(const CaptureTarget& target, std::span<const Extent> extents, const Piece& piece,
-                            ByteSource& source);
+                            ByteSource& source, bool& ended);
   bool CutSince(uint64_t number) const;
   bool GivenUp();
   uint64_t Shipped(ReplicaMask replicas) const;

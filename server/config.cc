@@ -24,6 +24,8 @@ using namespace std::chrono_literals;
 
 constexpr nanoseconds kMinDeadline = 10ms;
 constexpr nanoseconds kMaxWait = 24h;
+constexpr nanoseconds kMinCheck = 1s;
+constexpr nanoseconds kMaxCheck = 24h * 366;
 constexpr uint64_t kMinCredit = 64 << 10;
 constexpr uint64_t kMaxCredit = uint64_t{1} << 30;
 constexpr size_t kMaxSocketPath = sizeof(sockaddr_un::sun_path) - 1;
@@ -71,6 +73,22 @@ nanoseconds ReadDuration(TomlSection& section, std::string_view key, std::string
     section.Wrong(key, fmt::format("is out of range; allowed: {}ms to 24h", least / 1ms));
   }
   return *value;
+}
+
+// 0: it is off.
+nanoseconds ReadCheck(TomlSection& section) {
+  const std::string text = section.String("check", "24h");
+  if (text == "off") {
+    return {};
+  }
+  const absl::StatusOr<nanoseconds> period = ParseDuration(text);
+  if (!period.ok() || *period < kMinCheck || *period > kMaxCheck) {
+    section.Wrong("check",
+                  fmt::format("is no period; allowed: \"off\", or a time from {}s to {}h, as in \"24h\"",
+                              kMinCheck / 1s, kMaxCheck / 1h));
+    return {};
+  }
+  return *period;
 }
 
 std::vector<std::string> ReadAddresses(TomlSection& section, std::string_view key, bool unix_too) {
@@ -184,6 +202,7 @@ void ReadPolicy(TomlSection& section, VolumeConfig& volume) {
                                                     {{"file", static_cast<int>(Domain::kFile)},
                                                      {"pmem", static_cast<int>(Domain::kPmem)},
                                                      {"volatile", static_cast<int>(Domain::kVolatile)}}));
+  volume.check = ReadCheck(section);
   const absl::StatusOr<uint64_t> credit = ParseSize(section.String("credit", "8MiB"));
   if (!credit.ok()) {
     section.Wrong("credit", Sentence(credit.status()));
@@ -221,7 +240,7 @@ void CheckPlaces(TomlSection& section, const Config& config, const VolumeConfig&
 VolumeConfig ReadVolume(TomlSection& section, const Config& config) {
   VolumeConfig volume;
   section.AllowOnly({"name", "uuid", "backing", "mount", "nodes", "primary", "spares", "spare_after", "rpo",
-                     "replica_rpo", "on_lag", "on_loss", "deadline", "suspend", "domain", "credit"});
+                     "replica_rpo", "on_lag", "on_loss", "deadline", "suspend", "domain", "check", "credit"});
   volume.name = ReadName(section);
   const absl::StatusOr<Uuid> uuid = ParseUuid(section.String("uuid"));
   if (uuid.ok()) {

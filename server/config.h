@@ -45,6 +45,7 @@ struct VolumeConfig {
   std::chrono::nanoseconds deadline{};
   std::chrono::nanoseconds suspend{};
   Domain domain = Domain::kFile;
+  std::chrono::nanoseconds check{};  // in which the background check goes once through all files; 0: never
   uint64_t credit = 0;  // bytes a sender may have under way to this node's replica in one session
 
   // What was decided while daemons ran (volume_store.h). Of `nodes`: those whose copies have never been whole; and those that leave the volume when

@@ -60,8 +60,12 @@ class PrimaryVolumeView : public PrimaryView {
     for (const std::string& node : primary_.RequiredNodes()) {
       replicas.push_back({node, config_.Peer(node)->control});
     }
-    return fs::VerifyVolume({.name = volume_.name, .uuid = volume_.uuid, .backing = volume_.backing.string()},
-                            replicas, primary_, send);
+    return fs::VerifyVolume(
+        {.name = volume_.name, .uuid = volume_.uuid, .backing = volume_.backing.string()}, replicas, primary_,
+        [this](const std::string& node, const recovery::VerifyResult& result) {
+          primary_.NoteVerified(node, result);
+        },
+        send);
   }
   absl::Status Resync(const std::string& node, bool full) override { return primary_.Resync(node, full); }
   void SetReachable(const std::string& node, bool reachable) override {
@@ -169,6 +173,7 @@ absl::Status Daemon::MountPrimary(const VolumeConfig& volume) {
   options.deadline = volume.deadline;
   options.suspend = volume.suspend;
   options.domain = volume.domain;
+  options.check = volume.check;
   options.filled = [this, uuid = volume.uuid](const std::string& node) { return NoteFilled(uuid, node); };
   absl::StatusOr<std::unique_ptr<fs::PrimaryVolume>> mounted =
       fs::PrimaryVolume::Mount(std::move(options), *registry_, events_);

@@ -17,6 +17,7 @@ struct RepeatedRule {
 
 constexpr RepeatedRule kRepeated[] = {
     {"accept_failed", {"errno"}},
+    {"check_failed", {"volume", "node", "reason"}},
     {"connection_refused", {}},
     {"dirty_bytes_refused", {"volume", "reason"}},
     {"file_not_attached", {"volume"}},
@@ -46,8 +47,10 @@ struct PairRule {
 };
 
 constexpr PairRule kPairs[] = {
+    {"copies_differ", "copies_equal", {"volume", "node"}},
     {"peer_unreachable", "peer_reachable", {"node"}},
     {"primary_lost", "primary_back", {"volume", "node"}},
+    {"replica_lagging", "replica_lag_over", {"volume", "node"}},
 };
 
 std::string FieldOf(const MetEvent& event, std::string_view name) {

@@ -126,10 +126,10 @@ absl::StatusOr<recovery::BlockChecksums> ReplicaVolumeView::Checksums(FileId fil
   if (const Result<UniqueFd> fd = volume_.OpenFile(file); fd.ok()) {
     return recovery::ChecksumBlocks(fd.value().get(), extent, block);
   }
-  // Not known by its id: put there by somebody else, perhaps.
+  // Not known by its id: put there by somebody else, perhaps. Who wants to compare such ones, too, asks for the inventory first.
   const std::lock_guard lock(tree_mutex_);
   if (tree_ == nullptr) {
-    return absl::FailedPreconditionError("ask for the inventory first");
+    return absl::NotFoundError(fmt::format("no file of id {:#x}", Raw(file)));
   }
   return tree_->Checksums(file, extent, block);
 }

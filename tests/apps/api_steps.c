@@ -71,8 +71,8 @@ static void PrintEvent(int timeout) {
   const int got = pmirror_next_event(g_subscription, &event);
   Answer(got < 0 ? -1 : 0);
   if (got == 1)
-    printf(" kind=%u replica=%d node=%s state=%u members=%u version=%llu missed=%llu volume=%s", event.kind,
-           event.replica, event.replica_node, event.state, event.members,
+    printf(" kind=%u replica=%d node=%s state=%u members=%u lagging=%u version=%llu missed=%llu volume=%s",
+           event.kind, event.replica, event.replica_node, event.state, event.members, event.lagging,
            (unsigned long long)event.set_version, (unsigned long long)event.missed, event.volume);
 }
 

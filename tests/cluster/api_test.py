@@ -18,7 +18,7 @@ BYTES = 16 * PAGE
 VERIFY, ATOMIC = 1, 2
 CAN_FLUSH, CAN_VERIFY, CAN_ASYNC, CAN_ATOMIC, CAN_SUBSCRIBE = 1, 2, 4, 8, 16
 IN_SYNC, DEGRADED, ALONE, FENCED, CLOSING = 1, 2, 3, 4, 5
-STATE, LOST, RESTORED, EVENT_CLOSING, DAEMON_GONE = 1, 2, 3, 5, 8
+STATE, LOST, RESTORED, EVENT_CLOSING, LAG, DAEMON_GONE = 1, 2, 3, 5, 6, 8
 ACTION_SYNC, ACTION_FLUSH, ACTION_VERIFY = 1, 2, 3
 
 # Writes a byte at a place of a file as often as it can.
@@ -283,6 +283,29 @@ class Api(ClusterTest):
         for steps in observers:
             _, restored = steps.call("next", 30000)
             self.assertEqual((restored["kind"], restored["replica"], restored["missed"]), (RESTORED, 0, 0))
+
+    def test_one_lag_is_one_event_with_a_begin_and_an_end(self):
+        cluster = self.cluster(rpo="100ms", on_lag="proceed", suspend="60s")
+        wait(lambda: "trail" in cluster.replica_status(cluster.replica), "the replica trails")
+        observers = [self.steps(cluster, preload, f"file{preload}") for preload in (True, False)]
+        for steps in observers:
+            self.assertEqual(steps.do("subscribe", "v0"), 0)
+            _, first = steps.call("next", 5000)
+            self.assertEqual((first["kind"], first["lagging"]), (STATE, 0))
+        cluster.signal(cluster.replica, signal.SIGSTOP)
+        try:
+            steps.do("store", 0, 64, 1)
+            self.assertEqual(steps.do("sync", 0, 64), 0)
+            for steps in observers:
+                _, began = steps.call("next", 30000)
+                self.assertEqual((began["kind"], began["replica"], began["node"], began["lagging"]), (LAG, 0, cluster.replica, 1))
+        finally:
+            cluster.signal(cluster.replica, signal.SIGCONT)
+        for steps in observers:
+            _, ended = steps.call("next", 30000)
+            self.assertEqual((ended["kind"], ended["replica"], ended["lagging"], ended["missed"]), (LAG, 0, 0, 0))
+        for name in ("replica_lagging", "replica_lag_over"):
+            self.assertEqual(len(cluster.events(cluster.primary, name, node=cluster.replica, rpo="100ms")), 1)
 
     def test_the_daemons_end_is_the_last_event(self):
         cluster = self.cluster()

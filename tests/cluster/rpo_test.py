@@ -8,7 +8,7 @@ import threading
 from lib.cluster import ClusterTest, main, wait
 
 PROGRAMS = {"mapped": ("mmap_writer", ("--sync", "all"), True),
-            "forked": ("mmap_writer", ("--writers", "3", "--fork"), True),
+            "forked": ("mmap_writer", ("--writers", "3", "--fork", "--sync", "all"), True),
             "lmdb": ("lmdb_writer", (), True),
             "sqlite": ("sqlite_writer", (), True),
             "object": ("pmemobj_writer", (), True),

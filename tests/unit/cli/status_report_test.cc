@@ -72,5 +72,37 @@ TEST(StatusReportTest, TheJsonHasTheFieldsThatScriptsRelyOn) {
   EXPECT_EQ(json["unreachable"][0]["node"], "n2");
 }
 
+TEST(StatusReportTest, ComparisonsAreToldAndNothingIsToldOfThoseThatNeverWere) {
+  control::StatusReply reply = Answer("n1", "primary", "n2", "in-sync");
+  nlohmann::ordered_json replica = StatusJson({reply}, {})["volumes"][0]["replicas"][0];
+  EXPECT_TRUE(replica["check"].is_null());
+  EXPECT_TRUE(replica["verify"].is_null());
+  EXPECT_THAT(StatusTable({reply}), Not(HasSubstr("verified")));
+
+  control::ReplicaStatus& status = *reply.mutable_volumes(0)->mutable_replicas(0);
+  status.mutable_check()->set_round_bytes(10);
+  replica = StatusJson({reply}, {})["volumes"][0]["replicas"][0];
+  EXPECT_TRUE(replica["check"]["time"].is_null()) << "nothing is compared yet";
+  EXPECT_FALSE(replica["check"].contains("first"));
+  EXPECT_THAT(StatusTable({reply}), Not(HasSubstr("checked")));
+
+  status.mutable_check()->set_time_us(1'500'000);
+  status.mutable_check()->set_differences(2);
+  status.mutable_check()->mutable_first()->set_path("a/f");
+  status.mutable_check()->mutable_first()->set_what("data");
+  status.mutable_verify()->set_time_us(2'000'000);
+  status.mutable_verify()->set_differences(1);
+  replica = StatusJson({reply}, {})["volumes"][0]["replicas"][0];
+  EXPECT_EQ(replica["check"]["time"], 1.5);
+  EXPECT_EQ(replica["check"]["first"]["path"], "a/f");
+  EXPECT_EQ(replica["verify"]["equal"], false);
+  const std::string table = StatusTable({reply});
+  EXPECT_THAT(table, HasSubstr("until 1970-01-01 00:00:01Z: 0 bytes, 2 places differ"));
+  EXPECT_THAT(table, HasSubstr("/a/f: data"));
+  EXPECT_THAT(table, HasSubstr("verified at 1970-01-01 00:00:02Z: 1 differences"));
+  status.mutable_verify()->set_differences(0);
+  EXPECT_THAT(StatusTable({reply}), HasSubstr("Z: equal"));
+}
+
 }  // namespace
 }  // namespace pmirror::cli

@@ -82,11 +82,11 @@ class VolumeReplicatorTest : public testing::Test {
   FakeReplica& replica(size_t i = 0) { return replicas_[i]->replica; }
 
   int Write(uint64_t offset, const std::string& bytes) {
-    engine_->BeginWrite();
+    engine_->BeginWrite(file_.get());
     EXPECT_EQ(::pwrite(backing_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset)),
               static_cast<ssize_t>(bytes.size()));
     const int error = engine_->Written(*file_, {offset, bytes.size()});
-    engine_->EndWrite();
+    engine_->EndWrite(file_.get());
     return error;
   }
   int Sync() {

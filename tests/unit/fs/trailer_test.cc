@@ -53,6 +53,16 @@ class Carrier : public BatchCarrier {
     ended.push_back(why);
     changed_.notify_all();
   }
+  void LagMoved(size_t, bool beyond) override {
+    const std::lock_guard lock(mutex_);
+    lag.push_back(beyond);
+    changed_.notify_all();
+  }
+  void AwaitLag(const std::vector<bool>& told) {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, seconds(20), [&] { return lag == told; });
+    EXPECT_EQ(lag, told);
+  }
   void Hold(bool hold) {
     const std::lock_guard lock(mutex_);
     held = hold;
@@ -68,6 +78,7 @@ class Carrier : public BatchCarrier {
   std::vector<uint64_t> numbers;
   std::vector<std::vector<std::byte>> batches;
   std::vector<Fate> ended;
+  std::vector<bool> lag;  // as it was told
 
  private:
   std::mutex mutex_;
@@ -245,6 +256,26 @@ TEST_F(TrailerTest, P1_BeyondTheRpoASyncIsHeldUntilABatchIsAcknowledged) {
     trailer_->Stop();
     EXPECT_GT(trailer_->status(0).breach_ns, 0u);
   }
+}
+
+TEST_F(TrailerTest, OneLagIsToldWhenItBeginsAndOnceMoreWhenItIsOver) {
+  Make({.syncs = 2});
+  Trail();
+  const auto fall_behind = [this] {
+    carrier_.Hold(true);
+    for (int i = 0; i < 4; ++i) {
+      ASSERT_TRUE(Capture(cutter_->outlet(), {0, 64}));
+    }
+  };
+  fall_behind();
+  carrier_.AwaitLag({true});
+  carrier_.Hold(false);
+  ASSERT_TRUE(Flush().ok());
+  carrier_.AwaitLag({true, false});
+  fall_behind();
+  carrier_.AwaitLag({true, false, true});
+  trailer_->End(0);
+  carrier_.AwaitLag({true, false, true, false});
 }
 
 TEST_F(TrailerTest, AProgramsLogIsCutWithTheOthersAndEndsWithTheProgram) {

@@ -112,8 +112,11 @@ class FakeFreezer : public Freezer {
     volume_.program();
     return absl::OkStatus();
   }
-  absl::StatusOr<bool> Dirty(FileId file, Extent extent) override {
-    const bool dirty = volume_.dirty.count({file, extent.offset / kVerifyPage}) > 0;
+  absl::StatusOr<std::vector<bool>> Dirty(FileId file, std::span<const Extent> ranges) override {
+    std::vector<bool> dirty;
+    for (const Extent& range : ranges) {
+      dirty.push_back(volume_.dirty.count({file, range.offset / kVerifyPage}) > 0);
+    }
     volume_.program();
     return dirty;
   }

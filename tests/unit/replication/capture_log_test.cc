@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -145,6 +146,59 @@ TEST_F(CaptureLog, P9_WhatAProgramScribbledOverIsNotTaken) {
   EXPECT_TRUE(faulty([](CaptureLogMemory& log) { log.head = UINT64_MAX; }));
 }
 
+// --- a capture of a file ---
+
+class Quiet : public SyncObserver {
+  void Suspended(FileId) override {}
+  void Resumed(FileId) override {}
+  void Failed(FileId, int) override {}
+  void Recaptured() override {}
+};
+
+class ShortFile : public ByteSource {
+ public:
+  Result<size_t> Copy(Extent extent, std::span<std::byte> out) override {
+    const uint64_t left = extent.offset < kBytes ? std::min(kBytes - extent.offset, extent.length) : 0;
+    std::fill_n(out.begin(), left, std::byte{7});
+    return static_cast<size_t>(left);
+  }
+  static constexpr uint64_t kBytes = kMaxCapture + 100;
+};
+
+// Where nobody knows what of a file is dirty, all that a file can hold is.
+TEST(CaptureOfAFile, P6_AnExtentThatReachesBeyondTheEndEndsWithTheFile) {
+  const auto page = std::make_unique<VolumePage>();
+  page->deadline_ns = 200'000'000;
+  page->on_loss = static_cast<uint32_t>(OnLoss::kFail);
+  page->state = static_cast<uint32_t>(VolumeState::kServing);
+  CaptureClock clock{};
+  clock.next = 1;
+  Log log;
+  CaptureWriter writer(log.memory());
+  ShortFile file;
+  Quiet quiet;
+  OrderPage order{};
+  const std::array<Extent, 2> extents{Extent{64, INT64_MAX - 64}, Extent{INT64_MAX - 1, 1}};
+  {
+    const SignalBlock block;
+    Patience patience(*page, quiet, kFile);
+    const Result<bool> done =
+        LogCapture(*page, {.clock = &clock, .log = &writer}, patience)
+            .Capture({.file = kFile, .order = &order, .slot = &page->slots[0]}, extents, file, 1);
+    ASSERT_TRUE(done.ok() && done.value());
+  }
+  uint64_t end = 64;
+  CaptureReader reader(log.memory());
+  ASSERT_TRUE(reader.Pass(100, [&](const CaptureReader::Capture& capture) {
+    for (const WireRange& range : capture.ranges) {
+      EXPECT_EQ(range.offset, end);
+      end += range.length;
+    }
+  }));
+  EXPECT_EQ(end, ShortFile::kBytes);
+  EXPECT_LE(capture_log::Unpack(log.memory().head).slot, 3U) << "no room for what is not there";
+}
+
 // --- the cut, by real threads ---
 
 constexpr size_t kWriters = 3;
@@ -183,12 +237,6 @@ TEST(ConsistencyCutOfLogs, P2_ThreadsOfThreeProcessesNeverSeeADependentWordAlone
   std::atomic<uint64_t> cuts{0};
   std::atomic<size_t> running{kWriters};
 
-  class Quiet : public SyncObserver {
-    void Suspended(FileId) override {}
-    void Resumed(FileId) override {}
-    void Failed(FileId, int) override {}
-    void Recaptured() override {}
-  };
   std::vector<std::thread> threads;
   for (size_t me = 0; me < kWriters; ++me) {
     threads.emplace_back([&, me] {

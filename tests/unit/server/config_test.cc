@@ -61,6 +61,7 @@ TEST(ConfigTest, MinimalFileGetsTheDefaults) {
   EXPECT_EQ(volume.deadline, 5s);
   EXPECT_EQ(volume.suspend, 60s);
   EXPECT_EQ(volume.domain, Domain::kFile);
+  EXPECT_EQ(volume.check, 24h);
   EXPECT_EQ(volume.credit, 8u << 20);
 }
 
@@ -69,7 +70,7 @@ TEST(ConfigTest, EveryOptionalKeyIsTaken) {
       Good(absl::StrReplaceAll(
                kGood, {{"state_dir", "log_level = \"debug\"\nsocket = \"/run/p.sock\"\nstate_dir"}}) +
            "rpo = \"50ms\"\non_lag = \"proceed\"\nreplica_rpo = [\"n1=0\"]\non_loss = \"fail\"\ndeadline = "
-           "\"250ms\"\nsuspend = \"2m\"\ndomain = \"pmem\"\n"
+           "\"250ms\"\nsuspend = \"2m\"\ndomain = \"pmem\"\ncheck = \"90s\"\n"
            "credit = \"64KiB\"\n");
   EXPECT_EQ(config.log_level, LogLevel::kDebug);
   EXPECT_EQ(config.socket, "/run/p.sock");
@@ -82,7 +83,12 @@ TEST(ConfigTest, EveryOptionalKeyIsTaken) {
   EXPECT_EQ(volume.deadline, 250ms);
   EXPECT_EQ(volume.suspend, 120s);
   EXPECT_EQ(volume.domain, Domain::kPmem);
+  EXPECT_EQ(volume.check, 90s);
   EXPECT_EQ(volume.credit, 64u << 10);
+}
+
+TEST(ConfigTest, ACheckThatIsOffHasNoPeriod) {
+  EXPECT_EQ(Good(std::string(kGood) + "check = \"off\"\n").volumes.at(0).check, 0s);
 }
 
 struct BadCase {
@@ -183,6 +189,9 @@ const std::vector<BadCase> kBadCases{
      "f.toml:17:12: volume.deadline:", "is no duration"},
     {"DomainUnknown", "", "domain = \"disk\"\n", "f.toml:17:10: volume.domain: 'disk' is not known",
      "file, pmem, volatile"},
+    {"CheckUnreadable", "", "check = \"daily\"\n", "f.toml:17:9: volume.check: 'daily' is no period",
+     "\"off\", or a time from 1s to 8784h"},
+    {"CheckTooOften", "", "check = \"10ms\"\n", "f.toml:17:9: volume.check: '10ms' is no period", "from 1s"},
     {"CreditTooSmall", "", "credit = \"1KiB\"\n", "f.toml:17:10: volume.credit: '1KiB' is out of range",
      "64KiB to 1GiB"},
     {"MountInBacking", "\"/mnt/v0\"", "\"/data/v0/mnt\"",

@@ -130,6 +130,20 @@ TEST_F(EventConditionsTest, AReturnIsToldWithHowLongItTook) {
   EXPECT_THAT(Meet("peer_reachable", {{"node", "n2"}}), ElementsAre("peer_reachable node=n2"));
 }
 
+TEST_F(EventConditionsTest, CopiesThatDifferAreOneFaultForEachReplicaHoweverOftenTheyAreLookedAt) {
+  const auto differs = [this](const std::string& node, const std::string& path) {
+    return Meet("copies_differ", {{"volume", "v0"}, {"node", node}, {"path", path}}).size();
+  };
+  EXPECT_EQ(differs("n2", "a"), 1u);
+  now_ += 24h;
+  EXPECT_EQ(differs("n2", "b"), 0u);
+  EXPECT_EQ(differs("n3", "a"), 1u);
+  EXPECT_THAT(After(1h), IsEmpty());
+  EXPECT_THAT(Meet("copies_equal", {{"volume", "v0"}, {"node", "n2"}}),
+              ElementsAre("copies_equal volume=v0 node=n2 lasted_ms=90000000"));
+  EXPECT_EQ(differs("n2", "a"), 1u) << "another fault";
+}
+
 TEST_F(EventConditionsTest, WhatFindsNoRoomIsToldEachTime) {
   for (size_t i = 0; i < EventConditions::kMaxConditions; ++i) {
     Meet("sync_failed", {{"volume", std::to_string(i)}});

@@ -64,5 +64,14 @@ TEST(ReplicaView, P6_AConnectedPrimaryIsThereUntilItIsSilentBeyondTheDeadline) {
   }
 }
 
+TEST(ReplicaView, P5_AFileThatTheCopyLacksIsNotFoundWhetherOrNotAnybodyHasAskedForTheInventory) {
+  ReplicaBed bed;
+  bed.Start();
+  ReplicaVolumeView view("n2", bed.volume(), bed.listener());
+  EXPECT_TRUE(absl::IsNotFound(view.Checksums(FileId{99}, {0, 4096}, 4096).status()));
+  ASSERT_TRUE(view.Inventory(recovery::InventoryDetail::kCompare).ok());
+  EXPECT_TRUE(absl::IsNotFound(view.Checksums(FileId{99}, {0, 4096}, 4096).status()));
+}
+
 }  // namespace
 }  // namespace pmirror::server

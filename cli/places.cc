@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// See places.h.
+// The person's words first, then the sandbox's layout.
 #include "cli/places.h"
 
 #include <fmt/format.h>

@@ -84,9 +84,8 @@ void PrimaryVolume::TrailEnded(size_t replica, Fate why) {
 }
 
 void PrimaryVolume::LagMoved(size_t replica, bool beyond) {
-  const EventSink::Fields fields{{"volume", options_.name},
-                                 {"node", links_[replica]->node()},
-                                 {"rpo", trailer_->rpo(replica).text}};
+  const EventSink::Fields fields{
+      {"volume", options_.name}, {"node", links_[replica]->node()}, {"rpo", trailer_->rpo(replica).text}};
   if (beyond) {
     events_.Report(Severity::kWarning, "replica_lagging", fields);
   } else {

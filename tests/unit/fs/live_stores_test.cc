@@ -18,7 +18,7 @@ class LiveStoresTest : public VolumeReplicatorTest {
  protected:
   void Begin(OnLoss on_loss = OnLoss::kFail, nanoseconds deadline = seconds(20)) {
     Start(on_loss, deadline, seconds(60));
-    set_ = std::make_unique<InSyncSet>(*page_, 1);
+    set_ = std::make_unique<InSyncSet>(*page_);
     stores_of_replica_ = std::make_unique<LiveStores>(0, *engine_, *set_, nullptr, deadline);
   }
   // 1 dirty, 0 clean, else the negative code of the error.

@@ -139,6 +139,7 @@ void AddOne(CLI::App& volume, const char* name, const char* what, bool adopt, in
   command->add_option("--deadline", section.deadline,
                       "A cut shorter than this changes no state, as in 500ms");
   command->add_option("--suspend", section.suspend, "How long a suspended sync waits before it fails");
+  command->add_option("--check", section.check, "Period of the background check, as in 24h, or off");
   command->add_option("--domain", section.domain, "file, pmem or volatile");
   command->add_option("--credit", section.credit,
                       "How much a sender may have under way to a replica in one session");

@@ -46,6 +46,7 @@ ReplicaLink::ReplicaLink(Options options, const OperationLog& log, EventSink& ev
   session_ = std::move(session).value();  // the daemon has memory, or ends
   courier_ = std::make_unique<OperationCourier>(log_, *session_, options_.epoch);
   if (options_.filling) {
+    filling_ = true;
     resync_due_ = true;
     whole_resync_ = true;
     demands_ = 1;

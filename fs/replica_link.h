@@ -146,6 +146,7 @@ class ReplicaLink final : public Connector {
   absl::Status ConnectAnew();
   absl::Status DeliverAll();
   bool GivenUp() const;
+  bool filling() const;
 
   struct Verdict {
     CopyDecision decision = CopyDecision::kForeign;
@@ -185,6 +186,7 @@ class ReplicaLink final : public Connector {
   bool whole_resync_ = false;  // of the one that is due: what is known of the tree does not count
   int refusal_ = 0;            // errno of data that it refused; 0: none since it counted last
   bool resyncing_ = false;     // the thread is at it
+  bool filling_ = false;       // its copy has not been whole since it was added
   LinkOwner* owner_ = nullptr;
   bool ended_ = false;                      // the thread
   std::optional<uint64_t> followed_mount_;  // as ResyncPeer::FollowedMount()

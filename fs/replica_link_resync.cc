@@ -59,6 +59,11 @@ bool ReplicaLink::GivenUp() const {
   return stopping_ || !reachable_;
 }
 
+bool ReplicaLink::filling() const {
+  const std::lock_guard lock(mutex_);
+  return filling_;
+}
+
 class ReplicaLink::Peer final : public RemoteCopy {
  public:
   explicit Peer(ReplicaLink& link)
@@ -96,13 +101,16 @@ class ReplicaLink::Peer final : public RemoteCopy {
  private:
   // Beside the steps, of which each may wait long for an answer of the control service, and syncs for the replica.
   void Watch(const std::stop_token& stop) {
-    const nanoseconds deadline = link_.options_.deadline;
+    // Syncs wait for it as for any joiner. One that has never been whole is to fail none of them: its silence is noticed well before their patience
+    // ends.
+    const nanoseconds patience = link_.filling() ? link_.options_.deadline / 4 : link_.options_.deadline;
     std::unique_lock lock(watch_mutex_);
     while (!stop.stop_requested()) {
-      watch_wake_.wait_for(lock, stop, deadline / kGreetingsPerDeadline, [] { return false; });
+      watch_wake_.wait_for(lock, stop, patience / kGreetingsPerDeadline, [] { return false; });
       if (!stop.stop_requested() && link_.Exchange(FrameKind::kHeartbeat, FileId::kNone, 0,
-                                                   WaitLevel::kReceived, Deadline::After(deadline)) != 0) {
+                                                   WaitLevel::kReceived, Deadline::After(patience)) != 0) {
         alive_ = false;
+        link_.owner_->Unfit(link_.options_.index);
         while (!stop.stop_requested()) {
           link_.control_.Cancel();
           watch_wake_.wait_for(lock, stop, kCancelPause, [] { return false; });
@@ -164,6 +172,7 @@ ReplicaLink::Attempt ReplicaLink::BringBack() {
     if (demands_ == demands) {
       resync_due_ = false;
       whole_resync_ = false;
+      filling_ = false;
       refusal_ = 0;
       return Attempt::kCounts;
     }

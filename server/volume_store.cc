@@ -176,12 +176,13 @@ std::string ToToml(const VolumeConfig& volume) {
       "[[volume]]\nname = {}\nuuid = {}\nbacking = {}\nmount = {}\nnodes = {}\nprimary = {}\nspares = "
       "{}\nspare_after = {}\n"
       "rpo = {}\nreplica_rpo = {}\non_lag = {}\non_loss = {}\ndeadline = {}\nsuspend = {}\ndomain = "
-      "{}\ncredit = {}\n",
+      "{}\ncheck = {}\ncredit = {}\n",
       TomlText(volume.name), TomlText(recovery::UuidText(volume.uuid)), TomlText(volume.backing.string()),
       TomlText(volume.mount.string()), TomlText(volume.nodes), TomlText(volume.primary),
       TomlText(volume.spares), time(volume.spare_after), TomlText(volume.rpo), TomlText(rpo),
       TomlText(on_lag == OnLag::kProceed ? "proceed" : "throttle"), TomlText(Name(volume.on_loss)),
       time(volume.deadline), time(volume.suspend), TomlText(Name(volume.domain)),
+      volume.check.count() == 0 ? TomlText("off") : time(volume.check),
       TomlText(std::to_string(volume.credit)));
 }
 

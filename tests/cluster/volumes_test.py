@@ -75,8 +75,8 @@ class Copies(VolumesTest):
             self.assertEqual(self.nodes_of(cluster, "v1"), ["n2", "n3"])
 
     def test_P6_no_sync_waits_for_a_copy_that_has_never_been_whole(self):
-        cluster = self.cluster(nodes=3, on_loss="fail", deadline="500ms")
-        self.create(cluster, "v1", "--nodes", "n1,n2", "--on-loss", "fail", "--deadline", "500ms")
+        cluster = self.cluster(nodes=3, on_loss="fail", deadline="2s")
+        self.create(cluster, "v1", "--nodes", "n1,n2", "--on-loss", "fail", "--deadline", "2s")
         writer = self.load(cluster, "v1")
         self.command(cluster, "replica", "add", "v1", "n3", "--no-wait")
         cluster.signal("n3", signal.SIGSTOP)
@@ -162,7 +162,7 @@ class Copies(VolumesTest):
 class Volumes(VolumesTest):
     def test_P3_existing_data_is_adopted_and_copied(self):
         cluster = self.cluster(nodes=2)
-        backing = os.path.join(os.path.dirname(cluster.backing("n1")).replace("/v0", "/v7"), "backing")
+        backing = cluster.backing("n1").replace("/v0/", "/v7/")
         os.makedirs(os.path.join(backing, "folder"))
         content = {f"folder/f{i}": os.urandom(70_000) for i in range(8)}
         for name, data in content.items():

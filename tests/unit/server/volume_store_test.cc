@@ -42,6 +42,7 @@ on_lag = "proceed"
 on_loss = "fail"
 deadline = "250ms"
 domain = "volatile"
+check = "90s"
 )";
 
 class VolumeStoreTest : public testing::Test {
@@ -76,6 +77,7 @@ TEST_F(VolumeStoreTest, AVolumeComesBackAsItWasMade) {
   EXPECT_EQ(is.deadline, was.deadline);
   EXPECT_EQ(is.suspend, was.suspend);
   EXPECT_EQ(is.domain, was.domain);
+  EXPECT_EQ(is.check, was.check);
   EXPECT_EQ(is.credit, was.credit);
   ASSERT_TRUE(ForgetVolume(config, is).ok());
   Config without = Read(false);

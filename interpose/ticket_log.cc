@@ -41,10 +41,13 @@ void TicketLog::Attach(TicketTable* table) {
   }
 }
 
+// The serial is looked at once more behind the state: between the two the slot may have been freed and taken anew, and the state be the next
+// holder's, whose serial was stored before it.
 bool TicketLog::Is(const Held& held, TicketState state) {
   const Ticket& ticket = at(held);
   return ticket.serial.load(std::memory_order_acquire) == held.serial &&
-         ticket.state.load(std::memory_order_acquire) == Word(state);
+         ticket.state.load(std::memory_order_acquire) == Word(state) &&
+         ticket.serial.load(std::memory_order_acquire) == held.serial;
 }
 
 void TicketLog::Set(Ticket& ticket, TicketState state) {

@@ -47,7 +47,7 @@ class Worker(threading.Thread):
             answer = self._mounted_side.do(step)
             if self._mounted_side.lost:
                 self.lost_step = step
-                if step[0] in ("write", "append"):
+                if step[0] in ("write", "append", "copy"):
                     acknowledged, self.lost_step = split(step, self._mounted_side.written)
                     self._plain_side.do(acknowledged)
                 break
@@ -58,12 +58,16 @@ class Worker(threading.Thread):
         self._mounted_side.close()
 
     def parts_of_the_lost_step(self):
-        """Does it on the plain directory: the replica may have it, although nobody was told. A write of several pages may have been on its way in
-        several requests."""
+        """Does it on the plain directory: the replica may have it, although nobody was told. What was several pages may have been on its way in several
+        requests."""
         step = self.lost_step
         if step[0] == "write":
             while step[2]:
                 part, step = split(step, PAGE - step[3] % PAGE)
+                yield self._plain_side.do(part)
+        elif step[0] == "copy":
+            while step[3]:
+                part, step = split(step, min(step[3], PAGE - step[5] % PAGE))
                 yield self._plain_side.do(part)
         elif step[0] == "append":
             while step[2]:

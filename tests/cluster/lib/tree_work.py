@@ -166,7 +166,12 @@ class Side:
         fallocate(self._fd(slot), mode, offset, length)
 
     def _copy(self, slot, other, length, offset, to):
-        return os.copy_file_range(self._fd(slot), self._fd(other), length, offset, to)
+        self.written = 0
+        while True:
+            more = os.copy_file_range(self._fd(slot), self._fd(other), length - self.written, offset + self.written, to + self.written)
+            self.written += more
+            if more == 0 or self.written == length:
+                return self.written
 
     def _fchmod(self, slot, mode):
         os.fchmod(self._fd(slot), mode)
@@ -226,7 +231,10 @@ class Work:
 
 
 def split(step, at):
-    """A write or append of the first `at` bytes, and the rest of it."""
+    """A write, append or copy of the first `at` bytes, and the rest of it."""
+    if step[0] == "copy":
+        name, slot, other, length, offset, to = step
+        return (name, slot, other, at, offset, to), (name, slot, other, length - at, offset + at, to + at)
     name, slot, data, *offset = step
     return (name, slot, data[:at], *offset), (name, slot, data[at:], *(where + at for where in offset))
 

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace pmirror::cli {
 namespace {
 
@@ -11,19 +13,33 @@ namespace {
 std::string Said(const std::vector<std::string>& words, const std::string& node) {
   std::string said;
   for (const std::string& word : words) {
-    if (word.front() == '/' && said.empty()) {
-      said = word;
-    }
-  }
-  for (const std::string& word : words) {
     if (word.rfind(node + "=", 0) == 0) {
-      said = word.substr(node.size() + 1);
+      return word.substr(node.size() + 1);
+    }
+    if (word.rfind('/', 0) == 0) {
+      said = word;
     }
   }
   return said;
 }
 
 }  // namespace
+
+absl::Status CheckPlaces(const std::vector<std::string>& words, const std::vector<std::string>& nodes) {
+  for (const std::string& word : words) {
+    const size_t equals = word.find('=');
+    const bool of_one = equals != std::string::npos && word.rfind('/', 0) != 0;
+    const std::string place = of_one ? word.substr(equals + 1) : word;
+    if (place.rfind('/', 0) != 0) {
+      return absl::InvalidArgumentError(fmt::format("'{}' is no absolute path; say DIR or NODE=DIR", word));
+    }
+    if (of_one && std::find(nodes.begin(), nodes.end(), word.substr(0, equals)) == nodes.end()) {
+      return absl::InvalidArgumentError(
+          fmt::format("'{}' names none of the volume's nodes ({})", word, fmt::join(nodes, ", ")));
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<Places> PlacesOf(const std::optional<Sandbox>& sandbox, const SandboxVolume& volume,
                                 const std::string& node, const std::vector<std::string>& backing,

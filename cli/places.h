@@ -16,7 +16,10 @@ struct Places {
   std::string mount;
 };
 
-// `backing`, `mount`: words as "DIR" for every node or "NODE=DIR" for one, which wins. kInvalidArgument names the option that is missing.
+// Whether they are words as "DIR" for every node or "NODE=DIR" for one of `nodes`. kInvalidArgument names the one that is not.
+absl::Status CheckPlaces(const std::vector<std::string>& words, const std::vector<std::string>& nodes);
+
+// `backing`, `mount`: words that CheckPlaces found good; what is said of one node wins. kInvalidArgument names the option that is missing.
 absl::StatusOr<Places> PlacesOf(const std::optional<Sandbox>& sandbox, const SandboxVolume& volume,
                                 const std::string& node, const std::vector<std::string>& backing,
                                 const std::vector<std::string>& mount);

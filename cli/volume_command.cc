@@ -81,6 +81,11 @@ absl::Status Create(VolumeOptions options) {
   request.set_adopt(options.adopt);
   std::vector<std::string> holders = section.nodes;
   holders.insert(holders.end(), section.spares.begin(), section.spares.end());
+  for (const std::vector<std::string>& words : {options.backing, options.mount}) {
+    if (absl::Status status = CheckPlaces(words, holders); !status.ok()) {
+      return status;
+    }
+  }
   for (const std::string& node : holders) {
     const absl::StatusOr<Places> places =
         PlacesOf(target->sandbox(), {.name = section.name, .uuid = section.uuid, .primary = section.primary},

@@ -33,7 +33,8 @@ bool Passes(const absl::Status& status) {
 
 }  // namespace
 
-// Our copy, where the last walk saw its files: one that was renamed since is looked at in the next round, unless it is open.
+// Our copy, where the last walk saw its files: one that is not there any more, and not open, is looked for in the next round. It has been renamed
+// perhaps, and is gone only when that walk does not see it.
 class BackgroundCheck::Original : public recovery::ChecksumSource {
  public:
   Original(UniqueFd root, VolumeReplicator& replicator) : tree_(std::move(root)), replicator_(replicator) {}
@@ -44,9 +45,16 @@ class BackgroundCheck::Original : public recovery::ChecksumSource {
     const std::shared_ptr<FileState> file = replicator_.Find(id);
     const UniqueFd known = file == nullptr ? tree_.OpenKnown(id) : UniqueFd();
     const int fd = file == nullptr ? known.get() : file->backing_fd();
+    if (fd < 0) {
+      return tree_.Knows(id) ? absl::AbortedError("it is not where it was")
+                             : absl::NotFoundError("it is gone");
+    }
     struct stat info {};
-    if (fd < 0 || ::fstat(fd, &info) != 0 || info.st_nlink == 0) {
-      return absl::NotFoundError("not where it was");
+    if (::fstat(fd, &info) != 0) {
+      return absl::ErrnoToStatus(errno, "look at the file");
+    }
+    if (info.st_nlink == 0) {
+      return absl::NotFoundError("it has no name any more");
     }
     return recovery::ChecksumBlocks(fd, extent, block);
   }
@@ -65,8 +73,8 @@ BackgroundCheck::BackgroundCheck(Options options, VolumeReplicator& replicator, 
       findings_(findings),
       events_(events),
       patience_(std::min<std::chrono::nanoseconds>(options_.deadline, kMostPatience)) {
-  for (const std::vector<std::string>& addresses : options_.control) {
-    auto client = std::make_unique<proto::ControlClient>(addresses);
+  for (const CopyOf& copy : options_.copies) {
+    auto client = std::make_unique<proto::ControlClient>(copy.control);
     auto tree = std::make_unique<RemoteTree>(*client, options_.volume, kCallTimeout);
     copies_.push_back({std::move(client), std::move(tree)});
   }
@@ -132,11 +140,12 @@ void BackgroundCheck::Run() {
     absl::Status status = root.valid() ? absl::OkStatus() : absl::ErrnoToStatus(errno, "no descriptor");
     if (status.ok()) {
       original_ = std::make_unique<Original>(std::move(root), replicator_);
+      const Clock::time_point begun = Clock::now();
       const absl::StatusOr<recovery::Inventory> inventory = original_->Walk();
       status = inventory.status();
       if (status.ok()) {
         recovery::CheckRound round(*inventory, recovery::RandomNumber());
-        GoRound(round);
+        GoRound(round, Clock::now() - begun);
       }
     }
     if (!status.ok()) {
@@ -147,10 +156,10 @@ void BackgroundCheck::Run() {
 }
 
 // Each step is preceded by its rest: a volume that is mounted and left at once is not read.
-void BackgroundCheck::GoRound(recovery::CheckRound& round) {
+// `worked`: the walk.
+void BackgroundCheck::GoRound(recovery::CheckRound& round, Clock::duration worked) {
   findings_.RoundBegan(round.bytes());
   std::optional<recovery::CheckRound::Step> step = round.Next();
-  Clock::duration worked{};
   while (RestBeforeStep(
       Clock::now() + round.RestAfter(step.has_value() ? step->extent.length : 0, worked, options_.period))) {
     if (!step.has_value()) {
@@ -216,14 +225,14 @@ void BackgroundCheck::Compare(size_t replica, const recovery::CheckRound::Step& 
   } else if (absl::IsNotFound(theirs.status())) {
     suspicious = {step.extent.offset, std::min<uint64_t>(step.extent.length, recovery::kVerifyPage)};
   } else {
-    return NoteError(step.path, copies_[replica].client->addresses().front(), theirs.status());
+    return NoteError(step.path, options_.copies[replica].node, theirs.status());
   }
   ExtentSet different;  // neighbours become one
   ExtentSet busy;
   if (suspicious.length != 0) {
     const absl::StatusOr<recovery::SettledRange> settled = Settle(replica, step.file, suspicious);
     if (!settled.ok()) {
-      return NoteError(step.path, copies_[replica].client->addresses().front(), settled.status());
+      return NoteError(step.path, options_.copies[replica].node, settled.status());
     }
     if (settled->missing) {
       findings_.Differs(replica, {step.file, step.path, {}});
@@ -239,7 +248,7 @@ void BackgroundCheck::Compare(size_t replica, const recovery::CheckRound::Step& 
 }
 
 absl::StatusOr<recovery::SettledRange> BackgroundCheck::Settle(size_t replica, FileId file, Extent extent) {
-  LiveStores stores(replica, replicator_, set_, trailer_, patience_);
+  LiveStores stores(replica, replicator_, set_, trailer_, patience_, [this] { return stopping(); });
   if (!MayLook() || (!set_.member(replica) && !set_.trailing(replica))) {
     return absl::AbortedError("the replica does not count now");
   }
@@ -256,13 +265,23 @@ void BackgroundCheck::LookAgain() {
   for (size_t i = 0; i < copies_.size(); ++i) {
     for (const CopyFindings::Place& place : findings_.Known(i)) {
       const bool missing = place.extent.length == 0;
-      if (stopping() || !MayLook() || (!set_.member(i) && !set_.trailing(i))) {
+      if (stopping() || !MayLook()) {
         return;
+      }
+      if (!set_.member(i) && !set_.trailing(i)) {
+        break;  // nothing can be said of this one now
       }
       const absl::StatusOr<recovery::SettledRange> settled =
           Settle(i, place.file, missing ? Extent{0, recovery::kVerifyPage} : place.extent);
-      if (settled.ok() && !settled->missing && settled->busy.empty() &&
-          (missing || settled->different.empty())) {
+      if (!settled.ok() || settled->missing || !settled->busy.empty()) {
+        continue;
+      }
+      if (missing) {  // it is there again, perhaps with other bytes
+        for (const Extent& page : settled->different) {
+          findings_.Differs(i, {place.file, place.path, page});
+        }
+      }
+      if (missing || settled->different.empty()) {
         findings_.Mended(i, place);
       }
     }

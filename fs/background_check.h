@@ -30,14 +30,18 @@ namespace pmirror::fs {
 
 class BackgroundCheck {
  public:
+  struct CopyOf {
+    std::string node;
+    std::vector<std::string> control;  // addresses of its daemon
+  };
   struct Options {
     std::string volume_name;
     Uuid volume{};
-    int backing_root = -1;                          // directory; stays open for the check's life
-    std::chrono::nanoseconds period{};              // in which it goes once through all files
-    std::chrono::nanoseconds deadline{};            // of the volume
-    std::vector<std::vector<std::string>> control;  // of each replica's daemon: its addresses
-    std::function<bool(size_t replica)> counts;     // its copy is to be equal to ours, and it answers
+    int backing_root = -1;                       // directory; stays open for the check's life
+    std::chrono::nanoseconds period{};           // in which it goes once through all files
+    std::chrono::nanoseconds deadline{};         // of the volume
+    std::vector<CopyOf> copies{};                // by index
+    std::function<bool(size_t replica)> counts;  // its copy is to be equal to ours, and it answers
   };
 
   // All must outlive the check; `trailer` may be null.
@@ -46,7 +50,7 @@ class BackgroundCheck {
   ~BackgroundCheck();  // as Stop()
 
   void Start();
-  // Begins no further comparison; what is under way ends within some seconds.
+  // Begins no further comparison; what is under way ends within the volume's deadline, when a replica does not take what it lacks.
   void RequestStop();
   void Stop();
 
@@ -59,7 +63,7 @@ class BackgroundCheck {
   };
 
   void Run();
-  void GoRound(recovery::CheckRound& round);
+  void GoRound(recovery::CheckRound& round, Clock::duration worked);
   bool RestBeforeStep(Clock::time_point due);
   void Look(const recovery::CheckRound::Step& step);
   void Compare(size_t replica, const recovery::CheckRound::Step& step, const recovery::BlockChecksums& ours);

@@ -37,7 +37,9 @@ absl::StatusOr<size_t> ClientRegistry::Add(ClientVolume& volume) {
                                                      " volumes: unmount one before ", volume.name()));
   }
   const size_t index = volumes_.size();
-  volumes_.Add(std::make_unique<RegisteredVolume>(volume, processes_, index));
+  auto registered = std::make_unique<RegisteredVolume>(volume, processes_, index);
+  volume.UseForeignStores(registered->stores);
+  volumes_.Add(std::move(registered));
   return index;
 }
 

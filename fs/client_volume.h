@@ -34,6 +34,8 @@ class ClientVolume {
   virtual size_t replica_count() const = 0;  // bound of the indices of replicas
   // Direct mode of files (FileSystem::AcquireDirect).
   virtual FileSystem& file_system() = 0;
+  // What programs store through mappings, as the registry knows it. Called once, before a program can map a file of the volume.
+  virtual void UseForeignStores(ForeignStores& stores) = 0;
 
   // What a program maps to take part in captures of a file.
   struct SharedParts {

@@ -33,8 +33,17 @@ void CopyFindings::Add(const std::string& node) {
   replicas_.push_back({.node = node, .places = {}, .verdict = {}});
 }
 
+void CopyFindings::Remove(size_t index) {
+  const std::lock_guard lock(mutex_);
+  TellEqual(replicas_[index]);
+  replicas_[index] = {};
+}
+
 void CopyFindings::RoundBegan(uint64_t bytes) {
   const std::lock_guard lock(mutex_);
+  for (Replica& replica : replicas_) {
+    replica.round_more = false;
+  }
   round_bytes_ = bytes;
   round_done_ = 0;
 }
@@ -42,6 +51,10 @@ void CopyFindings::RoundBegan(uint64_t bytes) {
 void CopyFindings::RoundEnded() {
   const std::lock_guard lock(mutex_);
   ++rounds_;
+  for (Replica& replica : replicas_) {
+    replica.more = replica.round_more;
+    TellIfEqual(replica);
+  }
 }
 
 void CopyFindings::Looked(uint64_t bytes) {
@@ -59,11 +72,15 @@ void CopyFindings::Compared(size_t replica, uint64_t bytes, uint64_t busy) {
 void CopyFindings::Differs(size_t index, const Place& place) {
   const std::lock_guard lock(mutex_);
   Replica& replica = replicas_[index];
-  const bool known = std::any_of(replica.places.begin(), replica.places.end(), [&](const Place& other) {
-    return other.file == place.file && other.extent == place.extent;
+  std::erase_if(replica.places, [&](const Place& other) {
+    return other.file == place.file &&
+           (other.extent == place.extent ||
+            (other.extent.offset < place.extent.end() && place.extent.offset < other.extent.end()));
   });
-  if (!known && replica.places.size() < kMostPlaces) {
+  if (replica.places.size() < kMostPlaces) {
     replica.places.push_back(place);
+  } else {
+    replica.more = replica.round_more = true;
   }
   Tell(replica, "check", place.path, WhatOf(place), place.extent);
 }
@@ -78,9 +95,7 @@ void CopyFindings::Mended(size_t index, const Place& place) {
   Replica& replica = replicas_[index];
   std::erase_if(replica.places,
                 [&](const Place& other) { return other.file == place.file && other.extent == place.extent; });
-  if (replica.places.empty() && !replica.verify_says) {
-    TellEqual(replica);
-  }
+  TellIfEqual(replica);
 }
 
 void CopyFindings::Verified(const std::string& node, const recovery::VerifyResult& result) {
@@ -94,6 +109,7 @@ void CopyFindings::Verified(const std::string& node, const recovery::VerifyResul
                        .differences = result.differences.size(),
                        .busy = result.busy.size()};
     replica.verify_says = !result.differences.empty();
+    replica.more = replica.more && replica.verify_says;
     if (replica.verify_says) {
       const recovery::Difference& first = result.differences.front();
       Tell(replica, "verify", first.path, recovery::Name(first.what), first.extent);
@@ -117,6 +133,12 @@ void CopyFindings::Tell(Replica& replica, const char* found_by, const std::strin
                   {"offset", std::to_string(extent.offset)},
                   {"length", std::to_string(extent.length)},
                   {"remedy", "pmirror verify " + volume_ + " --repair " + replica.node}});
+}
+
+void CopyFindings::TellIfEqual(Replica& replica) {
+  if (replica.places.empty() && !replica.more && !replica.verify_says) {
+    TellEqual(replica);
+  }
 }
 
 void CopyFindings::TellEqual(Replica& replica) {

@@ -21,7 +21,7 @@ class CopyFindings {
   static constexpr size_t kMostPlaces =
       256;  // kept for one replica; what is beyond, the next round finds again
 
-  // Where a replica differs.
+  // Where a replica differs. Of those that are kept none overlaps another.
   struct Place {
     FileId file = FileId::kNone;
     std::string path;
@@ -33,6 +33,8 @@ class CopyFindings {
 
   // A replica more: the next index.
   void Add(const std::string& node);
+  // It has left the volume: nothing is known of its copy any more.
+  void Remove(size_t replica);
 
   // --- the background check ---
   void RoundBegan(uint64_t bytes);
@@ -60,7 +62,9 @@ class CopyFindings {
   struct Replica {
     std::string node;
     std::vector<Place> places;
-    bool told = false;  // copies_differ, and not yet copies_equal
+    bool more = false;        // differs in further places that are not kept, as of the last complete round
+    bool round_more = false;  // likewise, of this one
+    bool told = false;        // copies_differ, and not yet copies_equal
     bool verify_says =
         false;  // the last verify found differences: only another one can say that they are gone
     uint64_t compared = 0;
@@ -69,6 +73,7 @@ class CopyFindings {
     std::optional<Verdict> verdict;
   };
   void Tell(Replica& replica, const char* found_by, const std::string& path, const char* what, Extent extent);
+  void TellIfEqual(Replica& replica);
   void TellEqual(Replica& replica);
 
   const std::string volume_;

@@ -33,6 +33,9 @@ absl::StatusOr<std::vector<bool>> LiveStores::Dirty(FileId id, std::span<const E
 
 // Batches are left their pace: one cut after the other would send back what programs capture, again and again.
 absl::Status LiveStores::DeliverAll() {
+  if (given_up_()) {
+    return absl::CancelledError("the check is to end");
+  }
   if (set_.trailing(replica_)) {
     replicator_.WithTreeAtRest([](uint64_t) {});  // whoever has changed the tree has said so
     const Deadline::Duration begun = Deadline::Now();

@@ -5,7 +5,9 @@
 
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fs/in_sync_set.h"
@@ -17,19 +19,21 @@ namespace pmirror::fs {
 
 class LiveStores : public recovery::PendingStores {
  public:
-  // Of a replica that is a member or trails. `trailer` may be null. `patience`: how long one question may wait for a replica. All must
-  // outlive this.
-  LiveStores(size_t replica, VolumeReplicator& replicator, const InSyncSet& set, Trailer* trailer,
-             std::chrono::nanoseconds patience)
+  // Of a replica that is a member or trails. `trailer` may be null. `patience`: how long one question may wait for a replica. `given_up`: nobody
+  // wants to know any more. All must outlive this.
+  LiveStores(
+      size_t replica, VolumeReplicator& replicator, const InSyncSet& set, Trailer* trailer,
+      std::chrono::nanoseconds patience, std::function<bool()> given_up = [] { return false; })
       : replica_(replica),
         replicator_(replicator),
         set_(set),
         trailer_(trailer),
         patience_(patience),
+        given_up_(std::move(given_up)),
         begun_with_(set.set()) {}
 
   // kUnavailable: a replica does not answer; the bytes stay dirty. Both: kAborted, when anybody has joined or left the set since this was
-  // made.
+  // made; kCancelled: given up.
   absl::Status Flush(FileId file, Extent extent) override;
   absl::StatusOr<std::vector<bool>> Dirty(FileId file, std::span<const Extent> ranges) override;
   SetWord begun_with() const { return begun_with_; }
@@ -44,6 +48,7 @@ class LiveStores : public recovery::PendingStores {
   const InSyncSet& set_;
   Trailer* const trailer_;
   const std::chrono::nanoseconds patience_;
+  const std::function<bool()> given_up_;
   const SetWord begun_with_;
   std::chrono::nanoseconds waited_{};
 };

@@ -2,7 +2,6 @@
 // See primary_volume.h.
 #include "fs/primary_volume.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -28,22 +27,6 @@ constexpr std::chrono::seconds kProofDeadline{10};  // of write tracking, on a f
 constexpr milliseconds kLeaveTimeout{15000};
 constexpr milliseconds kRevokeDeadline{200};
 constexpr size_t kStagingBytes = (kMaxFrame + kPageSize - 1) / kPageSize * kPageSize;
-
-// Nothing but pmirror's own entry.
-absl::StatusOr<bool> IsEmpty(const BackingRoot& root, const std::string& path) {
-  const int fd = ::openat(root.fd(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fd < 0 ? nullptr : ::fdopendir(fd), &::closedir);
-  if (stream == nullptr) {
-    return absl::ErrnoToStatus(errno, fmt::format("cannot read the backing directory {}", path));
-  }
-  while (const dirent* entry = ::readdir(stream.get())) {
-    const std::string name = entry->d_name;
-    if (name != "." && name != ".." && name != kPrivateDirectory) {
-      return false;
-    }
-  }
-  return true;
-}
 
 const FileState& StateOf(const ReplicatedFile& file) { return static_cast<const FileState&>(file); }
 
@@ -71,7 +54,9 @@ PrimaryVolume::~PrimaryVolume() {
     replicator_->Stop();
   }
   check_.reset();
-  trailer_.reset();
+  if (trailer_ != nullptr) {
+    trailer_->Stop();  // it stays for the links to ask
+  }
   for (const std::unique_ptr<ReplicaLink>& link : links_) {
     if (link != nullptr) {
       link->Stop();
@@ -110,7 +95,7 @@ absl::Status PrimaryVolume::TakeUp() {
                                                      record_path_, recovery::UuidText(record_.volume),
                                                      recovery::UuidText(options_.uuid)));
   }
-  const absl::StatusOr<bool> empty = IsEmpty(*root_, options_.backing);
+  const absl::StatusOr<bool> empty = recovery::IsEmptyBacking(options_.backing);
   if (!empty.ok()) {
     return empty.status();
   }

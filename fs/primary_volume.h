@@ -76,9 +76,6 @@ class PrimaryVolume final : public ClientVolume,
   // Without grace: programs are cut off, the copy stays recorded as unclean unless Leave() succeeded.
   ~PrimaryVolume() override;
 
-  // Before the first program says hello.
-  void UseForeignStores(ForeignStores* stores) { replicator_->UseForeignStores(stores); }
-
   // Leaves the mount; programs that do not leave it before the deadline are cut off.
   void Unmount(Deadline deadline);
   // After Unmount and the end of the programs' registry: brings everything over and parts from the replicas cleanly. `writing`: so many programs
@@ -127,6 +124,7 @@ class PrimaryVolume final : public ClientVolume,
   void StopListening(PageListener& listener) override { page_->StopListening(listener); }
   size_t replica_count() const override { return kMaxReplicas; }
   FileSystem& file_system() override { return *file_system_; }
+  void UseForeignStores(ForeignStores& stores) override { replicator_->UseForeignStores(&stores); }
   SharedParts PartsOf(const ReplicatedFile& file) const override;
   Result<Connector::Connection> OpenSession(size_t replica, const std::string& process, SessionId session,
                                             Sequence next_sequence, Deadline deadline) override;

@@ -137,10 +137,10 @@ void PrimaryVolume::StartCheck() {
       .backing_root = root_->fd(),
       .period = options_.check,
       .deadline = options_.deadline,
-      .control = {},
+      .copies = {},
       .counts = [this](size_t i) { return links_[i]->status().state == ReplicaLink::State::kInSync; }};
   for (size_t i = 0; i < links_.size() && links_[i] != nullptr; ++i) {
-    options.control.push_back(links_[i]->control());
+    options.copies.push_back({links_[i]->node(), links_[i]->control()});
   }
   check_ = std::make_unique<BackgroundCheck>(std::move(options), *replicator_, *set_, trailer_.get(),
                                              *findings_, events_);

@@ -107,6 +107,7 @@ absl::Status PrimaryVolume::RemoveReplica(const std::string& node) {
   }
   replicator_->ReleaseOperations(index);
   marks_->DropReplica(index);
+  findings_->Remove(index);
   replicator_->Wake();
   events_.Report(Severity::kInfo, "replica_removed", {{"volume", options_.name}, {"node", node}});
   return absl::OkStatus();
@@ -123,8 +124,9 @@ void PrimaryVolume::NoteFilled(size_t replica) {
                    {{"volume", options_.name}, {"node", node}, {"reason", std::string(status.message())}});
     return;
   }
-  page_->Require(replica);
-  events_.Report(Severity::kInfo, "replica_filled", {{"volume", options_.name}, {"node", node}});
+  if (page_->Require(replica)) {
+    events_.Report(Severity::kInfo, "replica_filled", {{"volume", options_.name}, {"node", node}});
+  }
 }
 
 }  // namespace pmirror::fs

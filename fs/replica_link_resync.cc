@@ -160,8 +160,11 @@ ReplicaLink::Attempt ReplicaLink::BringBack() {
     resyncing_ = true;
   }
   SetState(State::kResyncing, "");
-  Peer peer(*this);
-  const absl::Status status = owner_->Resync(options_.index, peer);
+  absl::Status status;
+  {
+    Peer peer(*this);
+    status = owner_->Resync(options_.index, peer);
+  }  // its watch has ended: whom it found silent, it has taken out of the set
   const bool given_up = GivenUp();
   {
     const std::lock_guard lock(mutex_);
@@ -169,7 +172,7 @@ ReplicaLink::Attempt ReplicaLink::BringBack() {
     if (!status.ok()) {
       return FailedAttempt(status, given_up);
     }
-    if (demands_ == demands) {
+    if (demands_ == demands && owner_->Wanted(options_.index)) {
       resync_due_ = false;
       whole_resync_ = false;
       filling_ = false;
@@ -177,7 +180,7 @@ ReplicaLink::Attempt ReplicaLink::BringBack() {
       return Attempt::kCounts;
     }
   }
-  // It was made a member although another resync had been demanded meanwhile: out again, and once more.
+  // It was made a member although another resync had been demanded meanwhile, or has been found silent since: out again, and once more.
   owner_->Unfit(options_.index);
   return Attempt::kFailed;
 }

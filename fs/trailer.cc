@@ -409,21 +409,27 @@ void Trailer::ShipPending(std::unique_lock<std::mutex>& lock, size_t replica) {
   }
 }
 
-// Under mutex_. Either this sees a capture that has begun since the cut, or that capture sees the 0 (docs/internals/rpo.md).
+// Under mutex_. Either this sees a capture that has begun since the cut, or that capture sees the 0 (docs/internals/rpo.md). The 0 is only shown when
+// there seems to be none: whoever waits takes it for "it has all".
 void Trailer::Acknowledged(size_t replica, const Cutter::Point& point, uint64_t bytes) {
   Replica& state = replicas_[replica];
   CaptureClock& clock = cutter_.clock();
   state.acked = point;
   state.counts.batch_bytes += bytes;
-  clock.active_since[replica].store(0, std::memory_order_seq_cst);
+  std::atomic<uint64_t>& active_since = clock.active_since[replica];
+  const auto since = static_cast<uint64_t>(point.at.count());
+  const auto has_all = [&] {
+    return clock.next.load(std::memory_order_seq_cst) == point.number + 1 && state.pending.empty();
+  };
+  active_since.store(has_all() ? 0 : since, std::memory_order_seq_cst);
   const uint64_t all_bytes = clock.bytes;
   const uint64_t all_syncs = clock.syncs;
-  if (clock.next.load(std::memory_order_seq_cst) != point.number + 1 || !state.pending.empty()) {
-    uint64_t idle = 0;
-    clock.active_since[replica].compare_exchange_strong(idle, static_cast<uint64_t>(point.at.count()));
-  } else {  // what was counted between the look at the counters and the cut is in it
+  if (has_all()) {  // what was counted between the look at the counters and the cut is in it
     state.acked.bytes = all_bytes;
     state.acked.syncs = all_syncs;
+  } else {
+    uint64_t idle = 0;
+    active_since.compare_exchange_strong(idle, since);
   }
   AllowAfter(replica, state.acked);
   NoteBreach(state, Lags(replica, 1));

@@ -95,9 +95,13 @@ void VolumePageOwner::Configure(size_t replica, const std::string& node) {
   page_->configured.fetch_or(Bit(replica), std::memory_order_release);
 }
 
-void VolumePageOwner::Require(size_t replica) {
+bool VolumePageOwner::Require(size_t replica) {
   const std::lock_guard lock(mutex_);
+  if ((page_->configured.load() & Bit(replica)) == 0) {
+    return false;
+  }
   page_->required.fetch_or(Bit(replica), std::memory_order_seq_cst);
+  return true;
 }
 
 void VolumePageOwner::Dismiss(size_t replica) {

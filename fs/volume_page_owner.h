@@ -43,8 +43,8 @@ class VolumePageOwner {
 
   // A replica more, for the first time in this mount or again; no sync needs it before Require().
   void Configure(size_t replica, const std::string& node);
-  // It has been filled: from now on no sync succeeds without it.
-  void Require(size_t replica);
+  // It has been filled: from now on no sync succeeds without it. False when it has left the volume meanwhile: then nobody needs it.
+  bool Require(size_t replica);
   // It has left the volume.
   void Dismiss(size_t replica);
 

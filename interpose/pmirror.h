@@ -150,7 +150,7 @@ int pmirror_error(const char** what);
 
 /* How a volume is. */
 enum pmirror_state {
-  PMIRROR_IN_SYNC = 1,  /* every configured replica is in the in-sync set */
+  PMIRROR_IN_SYNC = 1,  /* every replica that has once been whole is in the in-sync set */
   PMIRROR_DEGRADED = 2, /* some are missing: what a sync does then is the policy's matter */
   PMIRROR_ALONE = 3,    /* all are */
   PMIRROR_FENCED = 4,   /* another node is or may be primary: every sync fails */

@@ -10,8 +10,10 @@
 #include <climits>
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "recovery/inventory.h"
 #include "recovery/volume_record.h"
 #include "replication/unique_fd.h"
 
@@ -49,6 +51,28 @@ absl::Status ClaimBackingDirectory(int own_directory, const Uuid& volume, const 
   return absl::OkStatus();
 }
 
+absl::StatusOr<bool> IsEmptyBacking(const std::string& path) {
+  std::error_code error;
+  bool empty = true;
+  for (auto entry = std::filesystem::directory_iterator(path, error);
+       !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    empty = empty && entry->path().filename() == kOwnDirectory;
+  }
+  return error ? absl::ErrnoToStatus(error.value(), absl::StrCat("cannot read the backing directory ", path))
+               : absl::StatusOr<bool>(empty);
+}
+
+absl::Status DisownBackingDirectory(int own_directory, const std::string& path) {
+  for (const char* file : {kRecordLink, kOwnerFile}) {
+    if (::unlinkat(own_directory, file, 0) != 0 && errno != ENOENT) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("remove ", path, "/.pmirror/", file));
+    }
+  }
+  return ::fsync(own_directory) == 0
+             ? absl::OkStatus()
+             : absl::ErrnoToStatus(errno, absl::StrCat("make durable ", path, "/.pmirror"));
+}
+
 std::optional<Uuid> FindOwner(const std::string& path) {
   std::ifstream file(path + "/.pmirror/" + kOwnerFile);
   std::string line;
@@ -63,6 +87,8 @@ absl::Status LockBackingDirectory(int own_directory, const std::string& path) {
              ? absl::AlreadyExistsError(absl::StrCat("another pmirrord serves backing directory ", path))
              : absl::ErrnoToStatus(errno, absl::StrCat("lock ", path, "/.pmirror"));
 }
+
+void UnlockBackingDirectory(int own_directory) { ::flock(own_directory, LOCK_UN); }
 
 absl::Status NameCopyRecord(int own_directory, const std::string& record, const std::string& path) {
   const std::string target = std::filesystem::absolute(record).lexically_normal().string();

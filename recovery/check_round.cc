@@ -28,7 +28,6 @@ std::optional<CheckRound::Step> CheckRound::Next() {
   const File& file = files_[at_];
   const Extent extent{offset_, std::min(kCheckStep, file.size - offset_)};
   offset_ += extent.length;
-  done_ += extent.length;
   Step step{file.id, file.path, extent};
   if (offset_ == file.size) {
     offset_ = 0;

@@ -33,7 +33,6 @@ class CheckRound {
   std::optional<Step> Next();
 
   uint64_t bytes() const { return bytes_; }  // of the round
-  uint64_t done() const { return done_; }    // of the steps that Next() gave
 
   // How long to rest after a step of so many bytes that took `worked`, so that the round takes `period`, and no more than a tenth of the time
   // is work whatever the period.
@@ -51,7 +50,6 @@ class CheckRound {
   size_t left_ = 0;      // files of the round, that at `at_` included
   uint64_t offset_ = 0;  // in it
   uint64_t bytes_ = 0;
-  uint64_t done_ = 0;
 };
 
 }  // namespace pmirror::recovery

@@ -22,6 +22,8 @@ class LocalTree : public VerifySide {
   absl::StatusOr<BlockChecksums> Checksums(FileId file, Extent extent, uint32_t block) override;
   // The file where the last walk saw it, open for reading; an invalid descriptor when it is not there any more.
   UniqueFd OpenKnown(FileId file) const;
+  // The last walk saw it.
+  bool Knows(FileId file) const { return paths_.contains(file); }
 
  private:
   absl::StatusOr<UniqueFd> Open(FileId file);

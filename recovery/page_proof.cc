@@ -37,7 +37,7 @@ class Settling {
       status = Attempt();
     }
     if (status.ok() && missing_there_) {
-      return SettleMissing(attempts);
+      return SettleMissing();
     }
     if (absl::IsNotFound(status)) {
       return SettledRange{};  // removed meanwhile
@@ -126,26 +126,21 @@ class Settling {
     return absl::OkStatus();
   }
 
-  // A file that is here after the copy had none, although nothing was on its way before, is missing there.
-  absl::StatusOr<SettledRange> SettleMissing(int attempts) {
-    for (int attempt = 0; attempt < attempts; ++attempt) {
-      const absl::StatusOr<std::vector<bool>> dirty = pending_.Dirty(file_, {&extent_, 1});
-      if (!dirty.ok()) {
-        return dirty.status();
-      }
-      const absl::StatusOr<BlockChecksums> right = AskCopy(extent_);
-      const absl::StatusOr<BlockChecksums> left = original_.Checksums(file_, extent_, kVerifyPage);
-      if (absl::IsNotFound(left.status()) || (right.ok() && !missing_there_)) {
-        return SettledRange{};  // it has gone, or just come: then the next look compares what it holds
-      }
-      if (!right.ok() || !left.ok()) {
-        return left.ok() ? right.status() : left.status();
-      }
-      if (!dirty->front()) {
-        return SettledRange{.different = {}, .busy = {}, .missing = true};
-      }
+  // A file that is here after the copy had none, although no change of the tree was on its way before, is missing there. Stores to it do not matter.
+  absl::StatusOr<SettledRange> SettleMissing() {
+    const absl::StatusOr<std::vector<bool>> tree = pending_.Dirty(file_, {});
+    if (!tree.ok()) {
+      return tree.status();
     }
-    return SettledRange{.different = {}, .busy = {extent_}};
+    const absl::StatusOr<BlockChecksums> right = AskCopy(extent_);
+    const absl::StatusOr<BlockChecksums> left = original_.Checksums(file_, extent_, kVerifyPage);
+    if (absl::IsNotFound(left.status()) || (right.ok() && !missing_there_)) {
+      return SettledRange{};  // it has gone, or just come: then the next look compares what it holds
+    }
+    if (!right.ok() || !left.ok()) {
+      return left.ok() ? right.status() : left.status();
+    }
+    return SettledRange{.different = {}, .busy = {}, .missing = true};
   }
 
   ChecksumSource& original_;

@@ -30,6 +30,11 @@ std::string DirectoryOf(const std::string& path) {
   return slash == std::string::npos ? "." : path.substr(0, slash + 1);
 }
 
+bool SyncDirectoryOf(const std::string& path) {
+  const UniqueFd directory(::open(DirectoryOf(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  return directory.valid() && ::fsync(directory.get()) == 0;
+}
+
 }  // namespace
 
 absl::Status ReplaceFile(const std::string& path, std::string_view text, const char* what) {
@@ -47,8 +52,14 @@ absl::Status ReplaceFile(const std::string& path, std::string_view text, const c
   if (::fsync(fd.get()) != 0 || ::rename(temporary.c_str(), path.c_str()) != 0) {
     return failed("replace");
   }
-  const UniqueFd directory(::open(DirectoryOf(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  return directory.valid() && ::fsync(directory.get()) == 0 ? absl::OkStatus() : failed("make durable");
+  return SyncDirectoryOf(path) ? absl::OkStatus() : failed("make durable");
+}
+
+absl::Status RemoveFile(const std::string& path) {
+  const bool there = ::unlink(path.c_str()) == 0;
+  return (there && SyncDirectoryOf(path)) || (!there && errno == ENOENT)
+             ? absl::OkStatus()
+             : absl::ErrnoToStatus(errno, absl::StrCat("remove ", path));
 }
 
 }  // namespace pmirror::recovery

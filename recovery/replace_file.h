@@ -13,4 +13,7 @@ namespace pmirror::recovery {
 // names `what` and the path, it is the old one or the new one. "PATH.new" is used beside it. Requires: one writer of a path at a time.
 absl::Status ReplaceFile(const std::string& path, std::string_view text, const char* what);
 
+// The file is not there any more, durably, when it returns OK; it need not have been. The error names the path.
+absl::Status RemoveFile(const std::string& path);
+
 }  // namespace pmirror::recovery

@@ -33,9 +33,8 @@ struct VolumeConfig {
   Uuid uuid{};
   std::filesystem::path backing;
   std::filesystem::path mount;
-  std::vector<std::string>
-      nodes;  // those that hold a copy; bit i of an in-sync set is the i-th of them that is not the primary
-  std::string primary;  // of the first mount
+  std::vector<std::string> nodes;  // those that hold a copy
+  std::string primary;             // of the first mount
   std::vector<std::string>
       spares;  // nodes that stand ready; the first that answers takes the place of a replica that is gone
   std::chrono::nanoseconds spare_after{};

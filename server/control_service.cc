@@ -255,8 +255,8 @@ struct ControlService::Impl final : control::Control::Service {
   grpc::Status Checksums(grpc::ServerContext*, const control::ChecksumsRequest* request,
                          control::ChecksumsReply* reply) override {
     auto [replica, refusal] = Replica(request->volume());
-    if (replica == nullptr) {
-      return refusal;
+    if (replica == nullptr) {  // not NOT_FOUND, which says of a file that it is missing in the copy
+      return {grpc::StatusCode::FAILED_PRECONDITION, refusal.error_message()};
     }
     const absl::StatusOr<recovery::BlockChecksums> sums =
         replica->Checksums(FileId{request->file()}, {request->offset(), request->length()}, request->block());

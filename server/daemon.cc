@@ -125,8 +125,7 @@ absl::Status Daemon::StartListener() {
   return absl::OkStatus();
 }
 
-// `must_be_empty`: it is to be filled, and nothing of anybody else's may be in it.
-absl::Status Daemon::OpenReplica(const VolumeConfig& volume, bool must_be_empty) {
+absl::Status Daemon::OpenReplica(const VolumeConfig& volume) {
   ReplicaVolume::Options options;
   options.name = volume.name;
   options.uuid = volume.uuid;
@@ -140,12 +139,6 @@ absl::Status Daemon::OpenReplica(const VolumeConfig& volume, bool must_be_empty)
     return opened.status();
   }
   ReplicaVolume& replica = **opened;
-  const ReplicaVolume::State state = replica.state();
-  if (must_be_empty && state.record.generation == 0 && !state.empty) {
-    return absl::FailedPreconditionError(fmt::format(
-        "the backing directory {} on {} is not empty, and no copy of this volume; name another, or empty it",
-        volume.backing.string(), config_.name));
-  }
   listener_->Add(replica);
   {
     const std::lock_guard lock(volumes_mutex_);
@@ -185,7 +178,6 @@ absl::Status Daemon::MountPrimary(const VolumeConfig& volume) {
   if (!index.ok()) {
     return index.status();
   }
-  primary.UseForeignStores(&registry_->StoresOf(*index));
   {
     const std::lock_guard lock(volumes_mutex_);
     primaries_.push_back({*index, *std::move(mounted)});
@@ -246,12 +238,11 @@ void Daemon::WatchConditions() {
           volume.replica->WatchPrimary();
         }
       }
-      FinishReplacing();
-      DraftSpares();
       SettleEvents();
       lock.lock();
     }
   });
+  replicas_watch_ = std::thread([this] { WatchReplicas(); });
 }
 
 void Daemon::StopWatching() {
@@ -260,8 +251,10 @@ void Daemon::StopWatching() {
     watching_ = false;
   }
   watch_ends_.notify_all();
-  if (watch_.joinable()) {
-    watch_.join();
+  for (std::thread* const thread : {&watch_, &replicas_watch_}) {
+    if (thread->joinable()) {
+      thread->join();
+    }
   }
 }
 
@@ -283,8 +276,7 @@ absl::Status Daemon::Start() {
     }
     absl::Status status = CheckDirectories(volume);
     if (status.ok()) {
-      status = volume.primary == config_.name ? MountPrimary(volume)
-                                              : OpenReplica(volume, /*must_be_empty=*/false);
+      status = volume.primary == config_.name ? MountPrimary(volume) : OpenReplica(volume);
     }
     if (!status.ok()) {
       return Of(volume, status);

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -61,7 +62,7 @@ class Daemon : public VolumeChanges {
 
   absl::Status CheckDirectories(const VolumeConfig& volume) const;
   absl::Status StartListener();
-  absl::Status OpenReplica(const VolumeConfig& volume, bool must_be_empty);
+  absl::Status OpenReplica(const VolumeConfig& volume);
   absl::Status MountPrimary(const VolumeConfig& volume);
   void LeavePrimaries();
   void WatchPeers();
@@ -70,7 +71,13 @@ class Daemon : public VolumeChanges {
 
   // --- daemon_volumes.cc ---
   class Change;  // one at a time that this node is the primary of
-  Config Known() const;
+  std::vector<VolumeConfig> Volumes() const;
+  absl::StatusOr<VolumeConfig> Read(const std::string& section, const std::string& whence,
+                                    const Uuid& uuid) const;
+  void Remember(const VolumeConfig& volume);
+  absl::Status Forget(const VolumeConfig& volume);
+  absl::Status BeginCopy(const VolumeConfig& volume, bool made);
+  absl::Status Unmake(const VolumeConfig& volume);
   std::optional<VolumeConfig> Find(const Uuid& uuid) const;
   std::optional<VolumeConfig> FindNamed(const std::string& name) const;
   using Edit = absl::FunctionRef<void(VolumeConfig&)>;
@@ -78,14 +85,20 @@ class Daemon : public VolumeChanges {
   fs::PrimaryVolume* PrimaryOf(const VolumeConfig& volume) const;
   fs::PrimaryVolume::Replica Described(const VolumeConfig& volume, const std::string& node) const;
   absl::Status NoteFilled(const Uuid& uuid, const std::string& node);
-  absl::Status TellHold(const VolumeConfig& volume, const std::string& node,
-                        const std::string& section) const;
+  absl::Status TellHold(const VolumeConfig& volume, const std::string& node, const std::string& section,
+                        bool places_named) const;
   absl::Status TellDrop(const VolumeConfig& volume, const std::string& node) const;
   void TellOthers(const VolumeConfig& volume) const;
-  absl::Status Add(const VolumeConfig& volume, const std::string& node, const std::string& section,
-                   Edit edit);
+  std::set<std::string> Reachable() const;
+  struct Section {
+    std::string toml;           // for a node that does not know the volume; empty: it does
+    bool places_named = false;  // by a person
+  };
+  absl::Status Add(const VolumeConfig& volume, const std::string& node, const Section& section, Edit edit);
   absl::Status Remove(const VolumeConfig& volume, const std::string& node, bool force, std::string& note);
   absl::Status CheckNew(const control::CreateVolumeRequest& request, VolumeConfig& volume) const;
+  // --- daemon_replacing.cc ---
+  void WatchReplicas();
   void FinishReplacing();
   void DraftSpares();
 
@@ -100,6 +113,7 @@ class Daemon : public VolumeChanges {
   std::vector<std::unique_ptr<ReplicaVolume>>
       replicas_;  // also those that are served no more: their connections may still end
   std::vector<Primary> primaries_;
+  std::mutex copies_mutex_;  // of whoever begins or ends to hold a copy here; before volumes_mutex_
   std::mutex change_mutex_;  // of changing_ only
   bool changing_ = false;
 
@@ -113,8 +127,11 @@ class Daemon : public VolumeChanges {
   std::condition_variable watch_ends_;
   bool watching_ = false;  // guarded by watch_mutex_
   std::thread watch_;
-  // Of the watch: since when a replica of a volume with spares has been gone.
-  std::map<std::pair<std::string, std::string>, std::chrono::steady_clock::time_point> gone_since_;
+  std::thread replicas_watch_;  // makes calls to other nodes, which may take long
+  // Of that one: since when a replica of a volume with spares has been gone, and when what failed is tried again.
+  using Clock = std::chrono::steady_clock;
+  std::map<std::pair<std::string, std::string>, Clock::time_point> gone_since_;
+  Clock::time_point replace_again_;
 };
 
 }  // namespace pmirror::server

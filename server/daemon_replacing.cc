@@ -12,17 +12,34 @@
 namespace pmirror::server {
 namespace {
 
+constexpr std::chrono::milliseconds kPause{250};
+constexpr std::chrono::seconds kTryAgain{10};
+
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
 
 }  // namespace
 
-// A replica that is to be replaced leaves when the one that comes is in sync.
+void Daemon::WatchReplicas() {
+  std::unique_lock lock(watch_mutex_);
+  while (!watch_ends_.wait_for(lock, kPause, [this] { return !watching_; })) {
+    lock.unlock();
+    FinishReplacing();
+    DraftSpares();
+    lock.lock();
+  }
+}
+
+// A replica that is to be replaced leaves when the one that comes is in sync, and syncs need it.
 void Daemon::FinishReplacing() {
-  for (const VolumeConfig& seen : Known().volumes) {
+  for (const VolumeConfig& seen : Volumes()) {
     for (const auto& [old, fresh] : seen.replacing) {
       const fs::PrimaryVolume* const primary = PrimaryOf(seen);
-      const bool filled = std::find(seen.filling.begin(), seen.filling.end(), fresh) == seen.filling.end();
-      if (primary == nullptr || !filled || primary->StateOfReplica(fresh) != "in-sync") {
+      if (primary == nullptr || Clock::now() < replace_again_) {
+        continue;
+      }
+      const std::vector<std::string> needed = primary->RequiredNodes();
+      if (std::find(needed.begin(), needed.end(), fresh) == needed.end() ||
+          primary->StateOfReplica(fresh) != "in-sync") {
         continue;
       }
       const Change change(*this);
@@ -37,22 +54,19 @@ void Daemon::FinishReplacing() {
                 {"node", fresh},
                 {"old", old},
                 {"reason", status.ok() ? note : Text(status)}});
+      if (!status.ok()) {
+        replace_again_ = Clock::now() + kTryAgain;
+      }
     }
   }
 }
 
 // A spare takes the place of a replica that has been gone for longer than the volume's limit, which becomes a spare in its turn.
 void Daemon::DraftSpares() {
-  const auto now = std::chrono::steady_clock::now();
-  std::set<std::string> reachable;
-  for (const control::PeerStatus& peer : peers_->Peers()) {
-    if (peer.reachable()) {
-      reachable.insert(peer.node());
-    }
-  }
-  for (const VolumeConfig& seen : Known().volumes) {
-    const fs::PrimaryVolume* const primary = seen.spares.empty() ? nullptr : PrimaryOf(seen);
-    if (primary == nullptr) {
+  const Clock::time_point now = Clock::now();
+  const std::set<std::string> reachable = Reachable();
+  for (const VolumeConfig& seen : Volumes()) {
+    if (seen.spares.empty() || PrimaryOf(seen) == nullptr) {
       continue;
     }
     for (const std::string& node : seen.NodesBut(config_.name)) {
@@ -61,18 +75,20 @@ void Daemon::DraftSpares() {
         gone_since_.erase(key);
         continue;
       }
-      const auto since = gone_since_.try_emplace(key, now).first->second;
-      const auto spare = std::find_if(seen.spares.begin(), seen.spares.end(),
-                                      [&](const std::string& name) { return reachable.contains(name); });
-      if (now - since < seen.spare_after || spare == seen.spares.end()) {
+      if (now - gone_since_.try_emplace(key, now).first->second < seen.spare_after) {
         continue;
       }
       const Change change(*this);
       const std::optional<VolumeConfig> volume = change.taken() ? Find(seen.uuid) : std::nullopt;
-      if (!volume.has_value()) {
+      if (!volume.has_value() || !volume->HasNode(node) || volume->replacing.count(node) != 0) {
         continue;
       }
-      const absl::Status status = Add(*volume, *spare, "", [&](VolumeConfig& edited) {
+      const auto spare = std::find_if(volume->spares.begin(), volume->spares.end(),
+                                      [&](const std::string& name) { return reachable.contains(name); });
+      if (spare == volume->spares.end()) {
+        continue;
+      }
+      const absl::Status status = Add(*volume, *spare, {}, [&](VolumeConfig& edited) {
         edited.replacing[node] = *spare;
         edited.spares.push_back(node);
       });

@@ -6,12 +6,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <set>
 #include <system_error>
 #include <utility>
 
 #include "proto/control_client.h"
 #include "recovery/backing_owner.h"
 #include "recovery/give_ids.h"
+#include "recovery/inventory.h"
+#include "recovery/replace_file.h"
 #include "replication/unique_fd.h"
 #include "server/control_messages.h"
 #include "server/daemon.h"
@@ -23,43 +26,22 @@ namespace pmirror::server {
 namespace {
 
 constexpr std::chrono::milliseconds kTellTimeout{20000};
-constexpr char kPrivateDirectory[] = ".pmirror";
 
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
 
 std::string BytesOf(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
 
-absl::StatusOr<Uuid> UuidOf(const std::string& bytes) {
-  Uuid uuid{};
-  if (bytes.size() != uuid.size()) {
-    return absl::InvalidArgumentError("a uuid has 16 bytes");
-  }
-  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(uuid.data()));
-  return uuid;
-}
-
-absl::Status MakeDirectories(const VolumeConfig& volume) {
-  for (const std::filesystem::path& path : {volume.backing, volume.mount}) {
-    std::error_code error;
-    std::filesystem::create_directories(path, error);
-    if (error) {
-      return absl::ErrnoToStatus(error.value(), fmt::format("cannot make {}", path.string()));
-    }
-  }
-  return absl::OkStatus();
-}
-
-bool IsEmpty(const std::filesystem::path& directory) {
-  std::error_code error;
-  return std::all_of(std::filesystem::directory_iterator(directory, error),
-                     std::filesystem::directory_iterator(),
-                     [](const auto& entry) { return entry.path().filename() == kPrivateDirectory; });
-}
-
 absl::Status GiveIds(const std::filesystem::path& directory) {
   const UniqueFd root(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   return root.valid() ? recovery::GiveIds(root.get()).status()
                       : absl::ErrnoToStatus(errno, fmt::format("cannot open {}", directory.string()));
+}
+
+// Of a step that failed, and of what was to undo those before it.
+absl::Status WithWhatIsLeft(const absl::Status& failure, const absl::Status& undone) {
+  return undone.ok() ? failure
+                     : absl::Status(failure.code(), fmt::format("{}; and not all could be undone: {}",
+                                                                Text(failure), Text(undone)));
 }
 
 // Who has a copy or stands ready for one.
@@ -73,11 +55,21 @@ std::vector<std::string> Holders(const VolumeConfig& volume) {
 
 // --- what is known ---
 
-Config Daemon::Known() const {
-  Config known = config_;
+std::vector<VolumeConfig> Daemon::Volumes() const {
   const std::lock_guard lock(volumes_mutex_);
-  known.volumes = volumes_;
-  return known;
+  return volumes_;
+}
+
+// What the volume would be that the section describes, beside the others that there are.
+absl::StatusOr<VolumeConfig> Daemon::Read(const std::string& section, const std::string& whence,
+                                          const Uuid& uuid) const {
+  Config known = config_;
+  known.volumes = Volumes();
+  std::erase_if(known.volumes, [&](const VolumeConfig& volume) { return volume.uuid == uuid; });
+  if (absl::Status status = AddVolume(section, whence, known); !status.ok()) {
+    return status;
+  }
+  return std::move(known.volumes.back());
 }
 
 std::optional<VolumeConfig> Daemon::Find(const Uuid& uuid) const {
@@ -88,16 +80,36 @@ std::optional<VolumeConfig> Daemon::Find(const Uuid& uuid) const {
 }
 
 std::optional<VolumeConfig> Daemon::FindNamed(const std::string& name) const {
-  const Config known = Known();
-  const VolumeConfig* const found = known.Volume(name);
-  return found == nullptr ? std::nullopt : std::optional(*found);
+  for (VolumeConfig& volume : Volumes()) {
+    if (volume.name == name) {
+      return std::move(volume);
+    }
+  }
+  return std::nullopt;
 }
 
-// Of a known volume: durably first, then for everybody who looks.
+// A volume more, or one less.
+void Daemon::Remember(const VolumeConfig& volume) {
+  const std::lock_guard lock(volumes_mutex_);
+  volumes_.push_back(volume);
+}
+
+absl::Status Daemon::Forget(const VolumeConfig& volume) {
+  {
+    const std::lock_guard lock(volumes_mutex_);
+    std::erase_if(volumes_, [&](const VolumeConfig& known) { return known.uuid == volume.uuid; });
+  }
+  return ForgetVolume(config_, volume);
+}
+
+// Durably first, then for everybody who looks.
 absl::Status Daemon::Update(const Uuid& uuid, Edit edit) {
   const std::lock_guard lock(volumes_mutex_);
   const auto found = std::find_if(volumes_.begin(), volumes_.end(),
                                   [&](const VolumeConfig& volume) { return volume.uuid == uuid; });
+  if (found == volumes_.end()) {
+    return absl::NotFoundError(fmt::format("{} does not know the volume", config_.name));
+  }
   VolumeConfig edited = *found;
   edit(edited);
   if (absl::Status status = StoreMembers(config_, edited); !status.ok()) {
@@ -123,103 +135,15 @@ fs::PrimaryVolume::Replica Daemon::Described(const VolumeConfig& volume, const s
           .filling = std::find(volume.filling.begin(), volume.filling.end(), node) != volume.filling.end()};
 }
 
-// --- what other nodes ask for ---
+// --- what people ask for; daemon_copies.cc has what other nodes ask for ---
 
-absl::Status Daemon::HoldCopy(const control::HoldCopyRequest& request) {
-  const absl::StatusOr<Uuid> uuid = UuidOf(request.volume());
-  if (!uuid.ok()) {
-    return uuid.status();
-  }
-  std::optional<VolumeConfig> volume = Find(*uuid);
-  const bool made = !volume.has_value();
-  if (made) {
-    Config known = Known();
-    if (absl::Status status =
-            AddVolume(request.section(), fmt::format("what {} asked for", request.node()), known);
-        !status.ok()) {
-      return status;
-    }
-    volume = known.volumes.back();
-    if (volume->uuid != *uuid) {
-      return absl::InvalidArgumentError("the section is of another volume");
-    }
-  }
-  if (volume->primary == config_.name) {
-    return absl::FailedPreconditionError(
-        fmt::format("{} is itself the primary of volume {}", config_.name, volume->name));
-  }
-  SetMembers(request.members(), *volume);
-  if (!HoldsCopy(config_, *volume)) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} is none of the nodes of volume {}", config_.name, volume->name));
-  }
-  const std::vector<ServedVolume> served = served_.All();
-  if (std::none_of(served.begin(), served.end(),
-                   [&](const auto& one) { return one.config->uuid == *uuid; })) {
-    absl::Status status = MakeDirectories(*volume);
-    if (status.ok()) {
-      status = OpenReplica(*volume, /*must_be_empty=*/true);
-    }
-    if (status.ok() && made) {
-      status = StoreVolume(config_, *volume);
-    }
-    if (!status.ok()) {
-      return status;
-    }
-    if (made) {
-      const std::lock_guard lock(volumes_mutex_);
-      volumes_.push_back(*volume);
-    }
-    LogEvent(LogLevel::kInfo, "copy_held",
-             {{"volume", volume->name}, {"node", request.node()}, {"backing", volume->backing.string()}});
-  }
-  return Update(*uuid, [&](VolumeConfig& known) { SetMembers(request.members(), known); });
-}
-
-absl::Status Daemon::DropCopy(const control::DropCopyRequest& request) {
-  const absl::StatusOr<Uuid> uuid = UuidOf(request.volume());
-  if (!uuid.ok()) {
-    return uuid.status();
-  }
-  std::optional<VolumeConfig> volume = Find(*uuid);
-  if (!volume.has_value()) {
-    return absl::OkStatus();
-  }
-  SetMembers(request.members(), *volume);
-  if (HoldsCopy(config_, *volume)) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} is one of the nodes of volume {}", config_.name, volume->name));
-  }
-  if (absl::Status status = Update(*uuid, [&](VolumeConfig& known) { SetMembers(request.members(), known); });
-      !status.ok()) {
-    return status;
-  }
-  served_.Remove(*uuid);
-  ReplicaVolume* replica = nullptr;
-  {
-    const std::lock_guard lock(volumes_mutex_);
-    for (const std::unique_ptr<ReplicaVolume>& one : replicas_) {
-      replica =
-          one->options().uuid == *uuid ? one.get() : replica;  // the last: those before it are served no more
-    }
-  }
-  if (replica == nullptr) {
-    return absl::OkStatus();
-  }
-  listener_->Remove(*replica);
-  LogEvent(LogLevel::kInfo, "copy_dropped",
-           {{"volume", volume->name}, {"node", request.node()}, {"backing", volume->backing.string()}});
-  return replica->Shutdown();
-}
-
-// --- what people ask for ---
-
-absl::Status Daemon::TellHold(const VolumeConfig& volume, const std::string& node,
-                              const std::string& section) const {
+absl::Status Daemon::TellHold(const VolumeConfig& volume, const std::string& node, const std::string& section,
+                              bool places_named) const {
   control::HoldCopyRequest request;
   request.set_volume(BytesOf(volume.uuid));
   request.set_node(config_.name);
   request.set_section(section);
+  request.set_places_named(places_named);
   *request.mutable_members() = MembersOf(volume);
   return proto::ControlClient(config_.Peer(node)->control).HoldCopy(request, kTellTimeout).status();
 }
@@ -232,10 +156,26 @@ absl::Status Daemon::TellDrop(const VolumeConfig& volume, const std::string& nod
   return proto::ControlClient(config_.Peer(node)->control).DropCopy(request, kTellTimeout).status();
 }
 
+// The peers that have answered the last heartbeat.
+std::set<std::string> Daemon::Reachable() const {
+  std::set<std::string> reachable;
+  for (const control::PeerStatus& peer : peers_->Peers()) {
+    if (peer.reachable()) {
+      reachable.insert(peer.node());
+    }
+  }
+  return reachable;
+}
+
 // Those that do not answer now are told with the next change.
 void Daemon::TellOthers(const VolumeConfig& volume) const {
+  const std::set<std::string> reachable = Reachable();
   for (const std::string& node : Holders(volume)) {
-    absl::Status status = node == config_.name ? absl::OkStatus() : TellHold(volume, node, "");
+    if (node == config_.name) {
+      continue;
+    }
+    const absl::Status status = reachable.contains(node) ? TellHold(volume, node, "", /*places_named=*/false)
+                                                         : absl::UnavailableError("it does not answer");
     if (!status.ok()) {
       LogEvent(LogLevel::kWarn, "members_not_told",
                {{"volume", volume.name}, {"node", node}, {"reason", Text(status)}});
@@ -255,11 +195,11 @@ absl::Status Daemon::CheckNew(const control::CreateVolumeRequest& request, Volum
   if (own == request.sections().end()) {
     return absl::InvalidArgumentError(fmt::format("{} is to be the primary; ask its daemon", config_.name));
   }
-  Config known = Known();
-  if (absl::Status status = AddVolume(own->second, "the new volume", known); !status.ok()) {
-    return status;
+  absl::StatusOr<VolumeConfig> described = Read(own->second, "the new volume", Uuid{});
+  if (!described.ok()) {
+    return described.status();
   }
-  volume = known.volumes.back();
+  volume = *std::move(described);
   if (volume.primary != config_.name) {
     return absl::InvalidArgumentError(fmt::format("{} is to be the primary; ask its daemon", volume.primary));
   }
@@ -268,21 +208,30 @@ absl::Status Daemon::CheckNew(const control::CreateVolumeRequest& request, Volum
       return absl::InvalidArgumentError(fmt::format("nothing is said about the copy on {}", node));
     }
   }
-  if (absl::Status status = MakeDirectories(volume); !status.ok()) {
+  if (absl::Status status = MakeDirectories({volume.backing, volume.mount}); !status.ok()) {
     return status;
+  }
+  const std::filesystem::path record = config_.state_dir / (volume.name + ".copy");
+  if (std::filesystem::exists(record)) {
+    return absl::FailedPreconditionError(fmt::format(
+        "{} is the record of a copy that was called {}, too; choose another name, or move it away",
+        record.string(), volume.name));
   }
   if (recovery::FindOwner(volume.backing.string()).has_value()) {
     return absl::FailedPreconditionError(
         fmt::format("{} belongs to a volume already; serve that volume, or name another directory",
                     volume.backing.string()));
   }
-  const bool empty = IsEmpty(volume.backing);
-  if (empty != !request.adopt()) {
+  const absl::StatusOr<bool> empty = recovery::IsEmptyBacking(volume.backing.string());
+  if (!empty.ok()) {
+    return empty.status();
+  }
+  if (*empty != !request.adopt()) {
     return absl::FailedPreconditionError(
-        empty ? fmt::format("{} is empty: there is nothing to adopt; use `pmirror volume create`",
-                            volume.backing.string())
-              : fmt::format("{} is not empty; use `pmirror volume adopt` to make a volume of what is in it",
-                            volume.backing.string()));
+        *empty ? fmt::format("{} is empty: there is nothing to adopt; use `pmirror volume create`",
+                             volume.backing.string())
+               : fmt::format("{} is not empty; use `pmirror volume adopt` to make a volume of what is in it",
+                             volume.backing.string()));
   }
   return CheckDirectories(volume);
 }
@@ -302,9 +251,9 @@ absl::Status Daemon::CreateVolume(const control::CreateVolumeRequest& request) {
     if (!status.ok()) {
       break;
     }
-    status = node == config_.name ? absl::OkStatus() : TellHold(volume, node, request.sections().at(node));
-    if (status.ok()) {
-      told.push_back(node);
+    if (node != config_.name) {
+      status = TellHold(volume, node, request.sections().at(node), /*places_named=*/true);
+      told.push_back(node);  // also after an error: it may have done so, and its answer be lost
     }
   }
   if (status.ok()) {
@@ -314,21 +263,31 @@ absl::Status Daemon::CreateVolume(const control::CreateVolumeRequest& request) {
     status = MountPrimary(volume);
   }
   if (status.ok()) {
-    const std::lock_guard lock(volumes_mutex_);
-    volumes_.push_back(volume);
+    Remember(volume);
     LogEvent(LogLevel::kInfo, "volume_created",
              {{"volume", volume.name}, {"backing", volume.backing.string()}});
     return status;
   }
-  // What cannot be undone is in the way of nobody: a file of a volume that is not mounted, copies to which nobody sends.
-  ForgetVolume(config_, volume).IgnoreError();
+  absl::Status undone = Unmake(volume);
   VolumeConfig without = volume;
   without.nodes = {config_.name};
   without.spares.clear();
   for (const std::string& node : told) {
-    if (node != config_.name) {
-      TellDrop(without, node).IgnoreError();
-    }
+    undone.Update(TellDrop(without, node));
+  }
+  return WithWhatIsLeft(status, undone);
+}
+
+// Of a volume that could not be mounted as its primary for the first time: nothing is left but what was there before, and empty directories.
+absl::Status Daemon::Unmake(const VolumeConfig& volume) {
+  absl::Status status = Forget(volume);
+  for (const char* suffix : {".copy", ".marks"}) {
+    status.Update(recovery::RemoveFile((config_.state_dir / (volume.name + suffix)).string()));
+  }
+  const std::string own = (volume.backing / recovery::kOwnDirectory).string();
+  const UniqueFd directory(::open(own.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (directory.valid()) {
+    status.Update(recovery::DisownBackingDirectory(directory.get(), volume.backing.string()));
   }
   return status;
 }
@@ -360,7 +319,8 @@ absl::Status Daemon::ChangeMembers(const control::ChangeMembersRequest& request,
   there.mount = request.mount().empty() ? volume->mount : std::filesystem::path(request.mount());
   there.nodes.push_back(request.add());
   std::erase(there.spares, request.add());
-  return Add(*volume, request.add(), ToToml(there), [&](VolumeConfig& edited) {
+  const bool places_named = !request.backing().empty() || !request.mount().empty();
+  return Add(*volume, request.add(), {ToToml(there), places_named}, [&](VolumeConfig& edited) {
     if (!request.remove().empty()) {
       edited.replacing[request.remove()] = request.add();
     }
@@ -369,7 +329,7 @@ absl::Status Daemon::ChangeMembers(const control::ChangeMembersRequest& request,
 
 // The node holds the copy, then the record names it, then it is filled: a crash in between leaves a copy that nobody sends to, or one that the next
 // mount fills.
-absl::Status Daemon::Add(const VolumeConfig& volume, const std::string& node, const std::string& section,
+absl::Status Daemon::Add(const VolumeConfig& volume, const std::string& node, const Section& section,
                          Edit edit) {
   if (volume.HasNode(node)) {
     return absl::AlreadyExistsError(fmt::format("volume {} has a copy on {} already", volume.name, node));
@@ -386,33 +346,37 @@ absl::Status Daemon::Add(const VolumeConfig& volume, const std::string& node, co
   };
   VolumeConfig wanted = volume;
   with(wanted);
-  if (absl::Status status = TellHold(wanted, node, section); !status.ok()) {
+  if (absl::Status status = TellHold(wanted, node, section.toml, section.places_named); !status.ok()) {
     return status;
   }
-  if (absl::Status status = Update(volume.uuid, with); !status.ok()) {
-    return status;
+  absl::Status status = Update(volume.uuid, with);
+  if (status.ok()) {
+    status = PrimaryOf(volume)->AddReplica(Described(wanted, node));
+    if (status.ok()) {
+      TellOthers(*Find(volume.uuid));
+      return status;
+    }
   }
-  if (absl::Status status = PrimaryOf(volume)->AddReplica(Described(wanted, node)); !status.ok()) {
-    absl::Status back = Update(volume.uuid, [&](VolumeConfig& edited) {
-      std::erase(edited.nodes, node);
-      std::erase(edited.filling, node);
-      std::erase_if(edited.replacing, [&](const auto& pair) { return pair.second == node; });
-      edited.spares = volume.spares;
-    });
-    return back.ok() ? status : back;
-  }
-  TellOthers(*Find(volume.uuid));
-  return absl::OkStatus();
+  absl::Status undone = Update(volume.uuid, [&](VolumeConfig& edited) {
+    std::erase(edited.nodes, node);
+    std::erase(edited.filling, node);
+    std::erase_if(edited.replacing, [&](const auto& pair) { return pair.second == node; });
+    edited.spares = volume.spares;
+  });
+  const bool spare = std::find(volume.spares.begin(), volume.spares.end(), node) != volume.spares.end();
+  undone.Update(spare ? TellHold(volume, node, "", /*places_named=*/false) : TellDrop(volume, node));
+  return WithWhatIsLeft(status, undone);
 }
 
 absl::Status Daemon::Remove(const VolumeConfig& volume, const std::string& node, bool force,
                             std::string& note) {
   fs::PrimaryVolume& primary = *PrimaryOf(volume);
   const std::vector<std::string> counting = primary.RequiredNodes();
+  const bool counts = std::find(counting.begin(), counting.end(), node) != counting.end();
   const bool another = std::any_of(counting.begin(), counting.end(), [&](const std::string& other) {
     return other != node && primary.StateOfReplica(other) == "in-sync";
   });
-  if (!another && !force) {
+  if (counts && !another && !force) {
     return absl::FailedPreconditionError(
         fmt::format("no other copy of volume {} is in sync: it would have none but its primary's; add one "
                     "first, or use --force",
@@ -431,9 +395,11 @@ absl::Status Daemon::Remove(const VolumeConfig& volume, const std::string& node,
     return status;
   }
   const VolumeConfig now = *Find(volume.uuid);
-  TellOthers(now);
+  TellOthers(now);  // also the node itself, when it is a spare from here on
   const bool spare = std::find(now.spares.begin(), now.spares.end(), node) != now.spares.end();
-  const absl::Status told = spare ? TellHold(now, node, "") : TellDrop(now, node);
+  const absl::Status told = spare                        ? absl::OkStatus()
+                            : Reachable().contains(node) ? TellDrop(now, node)
+                                                         : absl::UnavailableError("it does not answer");
   if (!told.ok()) {
     note = fmt::format(
         "{} could not be told, and still serves a copy that nobody sends to: take the volume out of its "

@@ -14,6 +14,7 @@
 #include <iterator>
 #include <sstream>
 #include <string>
+#include <system_error>
 
 namespace pmirror::server {
 namespace {
@@ -97,6 +98,17 @@ absl::StatusOr<int> DetachStaleMounts(const std::filesystem::path& mount_point) 
     ++detached;
   }
   return detached;
+}
+
+absl::Status MakeDirectories(const std::vector<std::filesystem::path>& paths) {
+  for (const std::filesystem::path& path : paths) {
+    std::error_code error;
+    std::filesystem::create_directories(path, error);
+    if (error) {
+      return absl::ErrnoToStatus(error.value(), fmt::format("cannot make {}", path.string()));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckDirectory(const std::filesystem::path& path, const char* what) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,6 +26,9 @@ std::string MountTypeAt(const std::filesystem::path& mount_point, const std::str
 // ENOTCONN). Answers how many there were. Requires: the state directory is locked, so that no living daemon
 // of this configuration serves them.
 absl::StatusOr<int> DetachStaleMounts(const std::filesystem::path& mount_point);
+
+// Makes those that are missing, with the directories above them.
+absl::Status MakeDirectories(const std::vector<std::filesystem::path>& paths);
 
 // Nothing, or why `path` cannot be a volume's backing directory or mount point.
 absl::Status CheckDirectory(const std::filesystem::path& path, const char* what);

@@ -123,8 +123,12 @@ absl::StatusOr<recovery::Inventory> ReplicaVolumeView::Inventory(recovery::Inven
 
 absl::StatusOr<recovery::BlockChecksums> ReplicaVolumeView::Checksums(FileId file, Extent extent,
                                                                       uint32_t block) {
-  if (const Result<UniqueFd> fd = volume_.OpenFile(file); fd.ok()) {
+  const Result<UniqueFd> fd = volume_.OpenFile(file);
+  if (fd.ok()) {
     return recovery::ChecksumBlocks(fd.value().get(), extent, block);
+  }
+  if (fd.error().code != ENOENT && fd.error().code != ESTALE) {  // it may well be there
+    return absl::ErrnoToStatus(fd.error().code, fmt::format("open the file of id {:#x}", Raw(file)));
   }
   // Not known by its id: put there by somebody else, perhaps. Who wants to compare such ones, too, asks for the inventory first.
   const std::lock_guard lock(tree_mutex_);

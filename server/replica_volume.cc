@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "recovery/backing_owner.h"
+#include "recovery/replace_file.h"
 #include "spdlog/spdlog.h"
 
 namespace pmirror::server {
@@ -199,6 +200,10 @@ absl::Status ReplicaVolume::CheckRequest(const SessionRequest& request) const {
 // Whether this copy may follow that mount of that history at all. Under control_mutex_.
 absl::Status ReplicaVolume::CheckHistory(const std::string& node, Epoch epoch, uint64_t mount_number,
                                          uint64_t generation) const {
+  if (retired_) {
+    return absl::NotFoundError(
+        absl::StrCat("this node holds no copy of volume ", options_.name, " any more"));
+  }
   if (const std::string refusal = Refusal(); !refusal.empty()) {
     return absl::FailedPreconditionError(refusal);
   }
@@ -368,6 +373,29 @@ ReplicaVolume::State ReplicaVolume::state() const {
                     .checksum_faults = counters_.checksum_faults,
                     .connections = counters_.connections};
   return state;
+}
+
+absl::StatusOr<bool> ReplicaVolume::Retire() {
+  {
+    const std::lock_guard lock(control_mutex_);
+    retired_ = true;
+    resync_ = {};
+  }
+  absl::Status status = Shutdown();
+  const std::lock_guard lock(control_mutex_);
+  const bool unused = record_.generation == 0 && index_->size() + index_->without_id_count() == 0;
+  if (status.ok() && unused) {
+    status = recovery::DisownBackingDirectory(index_->own_directory(), options_.backing);
+    if (status.ok()) {
+      status = recovery::RemoveFile(record_path_);
+    }
+  }
+  if (!status.ok()) {
+    retired_ = false;
+    return status;
+  }
+  recovery::UnlockBackingDirectory(index_->own_directory());
+  return unused;
 }
 
 absl::Status ReplicaVolume::Shutdown() {

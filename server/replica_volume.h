@@ -159,6 +159,9 @@ class ReplicaVolume {
 
   // Ends all sessions and makes everything durable: before the daemon exits. Idempotent.
   absl::Status Shutdown();
+  // Shutdown, for good: the volume refuses what is asked of it from here on, and lets go of the backing directory, which may be served anew. A copy
+  // that never took part leaves no record behind and nobody's mark in the directory. True: it was such a one. After an error it is served as before.
+  absl::StatusOr<bool> Retire();
 
   // --- the data plane (ReplicaSession); `session` is held by the caller ---
 
@@ -250,6 +253,7 @@ class ReplicaVolume {
   AtomicCounters counters_;
   std::atomic<Deadline::Duration::rep> daemon_gone_since_ = Deadline::Now().count();  // 0: it is there
   bool restarted_in_use_ = false;  // guarded by control_mutex_
+  bool retired_ = false;           // guarded by control_mutex_
   struct RunningResync {
     uint64_t token = 0;  // 0: none
     uint64_t mount_number = 0;

@@ -86,21 +86,23 @@ absl::Status ReplicaVolume::EndTrailing(Next what_follows) {
     return absl::FailedPreconditionError(absl::StrCat("the files of this replica of ", options_.name,
                                                       " show half of a batch: a resync comes first"));
   }
-  if (absl::Status status = SettleBatches(); !status.ok()) {
-    return status;
-  }
   VolumeRecord next = record_;
   next.trailing = false;
   next.resyncing = !whole;
   next.operation = applied_operation();
-  if (absl::Status status = StoreRecord(next); !status.ok()) {
+  // What says that it is half must not go before the record says so; what makes it whole must be there before.
+  absl::Status status = whole ? SettleBatches() : StoreRecord(next);
+  if (!status.ok()) {
     return status;
   }
-  trailing_ = false;
   if (!whole) {
+    trailing_ = false;
     undo_->GiveUpWithout("its files show half of a batch");
+    return SettleBatches();
   }
-  return absl::OkStatus();
+  status = StoreRecord(next);
+  trailing_ = !status.ok();
+  return status;
 }
 
 // At the start: completes what a crash interrupted.

@@ -12,6 +12,7 @@
 #include <system_error>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "recovery/replace_file.h"
 #include "recovery/volume_record.h"
 #include "server/abilities.h"
@@ -28,8 +29,8 @@ constexpr char kWritten[] =
 
 std::filesystem::path DirectoryOf(const Config& config) { return config.state_dir / "volumes"; }
 
-std::string PathOf(const Config& config, const std::string& volume, const char* suffix) {
-  return (DirectoryOf(config) / (volume + suffix)).string();
+std::string MembersPath(const Config& config, const std::string& volume) {
+  return (DirectoryOf(config) / (volume + kMembersSuffix)).string();
 }
 
 absl::Status MakeDirectory(const Config& config) {
@@ -49,7 +50,7 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
   return text;
 }
 
-void ReadMembers(TomlSection& root, VolumeConfig& volume) {
+void ReadMembers(TomlSection& root, const Config& config, VolumeConfig& volume) {
   root.AllowOnly({"uuid", "nodes", "spares", "filling", "replacing"});
   const absl::StatusOr<Uuid> uuid = ParseUuid(root.String("uuid"));
   if (!uuid.ok() || *uuid != volume.uuid) {
@@ -57,9 +58,20 @@ void ReadMembers(TomlSection& root, VolumeConfig& volume) {
                fmt::format("is not that of volume {}; move this file away if the volume was made anew",
                            volume.name));
   }
-  volume.nodes = root.Strings("nodes", 1);
-  volume.spares = root.Strings("spares", 0);
-  volume.filling = root.Strings("filling", 0);
+  const auto read = [&](const char* key, size_t least) {
+    std::vector<std::string> nodes = root.Strings(key, least);
+    for (size_t i = 0; i < nodes.size(); ++i) {
+      // Only the primary has to reach them all.
+      if (volume.primary == config.name && nodes[i] != config.name && config.Peer(nodes[i]) == nullptr) {
+        root.WrongEntry(key, i,
+                        fmt::format("is no [[node]] of {} any more; add it there again", config.file));
+      }
+    }
+    return nodes;
+  };
+  volume.nodes = read("nodes", 1);
+  volume.spares = read("spares", 0);
+  volume.filling = read("filling", 0);
   volume.replacing.clear();
   for (const std::string& pair : root.Strings("replacing", 0)) {
     const size_t equals = pair.find('=');
@@ -71,46 +83,75 @@ void ReadMembers(TomlSection& root, VolumeConfig& volume) {
   }
 }
 
-// Names in a stable order, so that the same files always come to the same.
-absl::StatusOr<std::vector<std::string>> StoredFiles(const Config& config) {
-  std::vector<std::string> names;
+struct VolumeFile {
+  uint64_t number = 0;
+  std::string name;  // of the volume
+  std::string path;
+};
+
+// In the order of their making.
+absl::StatusOr<std::vector<VolumeFile>> VolumeFiles(const Config& config) {
+  std::vector<VolumeFile> files;
   std::error_code error;
   for (auto entry = std::filesystem::directory_iterator(DirectoryOf(config), error);
        !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    names.push_back(entry->path().filename().string());
+    const std::string file = entry->path().filename().string();
+    const size_t dash = file.find('-');
+    uint64_t number = 0;
+    if (file.ends_with(kVolumeSuffix) && !file.ends_with(kMembersSuffix) && dash != std::string::npos &&
+        absl::SimpleAtoi(file.substr(0, dash), &number)) {
+      const size_t length = file.size() - dash - 1 - std::string_view(kVolumeSuffix).size();
+      files.push_back({number, file.substr(dash + 1, length), entry->path().string()});
+    }
   }
   if (error && error != std::errc::no_such_file_or_directory) {
     return absl::ErrnoToStatus(error.value(), fmt::format("cannot read {}", DirectoryOf(config).string()));
   }
-  std::sort(names.begin(), names.end());
-  return names;
+  std::sort(files.begin(), files.end(),
+            [](const VolumeFile& a, const VolumeFile& b) { return a.number < b.number; });
+  return files;
+}
+
+// Where the volume stands, or is to stand: behind those that there are.
+absl::StatusOr<std::string> VolumePath(const Config& config, const std::string& volume, bool& stands) {
+  const absl::StatusOr<std::vector<VolumeFile>> files = VolumeFiles(config);
+  if (!files.ok()) {
+    return files.status();
+  }
+  for (const VolumeFile& file : *files) {
+    if (file.name == volume) {
+      stands = true;
+      return file.path;
+    }
+  }
+  stands = false;
+  const uint64_t number = files->empty() ? 1 : files->back().number + 1;
+  return (DirectoryOf(config) / fmt::format("{:04}-{}{}", number, volume, kVolumeSuffix)).string();
 }
 
 }  // namespace
 
 absl::Status LoadStored(Config& config) {
-  const absl::StatusOr<std::vector<std::string>> names = StoredFiles(config);
-  if (!names.ok()) {
-    return names.status();
+  const absl::StatusOr<std::vector<VolumeFile>> files = VolumeFiles(config);
+  if (!files.ok()) {
+    return files.status();
   }
-  for (const std::string& name : *names) {
-    if (name.ends_with(kVolumeSuffix) && !name.ends_with(kMembersSuffix)) {
-      const std::string path = (DirectoryOf(config) / name).string();
-      const absl::StatusOr<std::string> text = ReadText(path);
-      absl::Status status = text.ok() ? AddVolume(*text, path, config) : text.status();
-      if (!status.ok()) {
-        return status;
-      }
+  for (const VolumeFile& file : *files) {
+    const absl::StatusOr<std::string> text = ReadText(file.path);
+    absl::Status status = text.ok() ? AddVolume(*text, file.path, config) : text.status();
+    if (!status.ok()) {
+      return status;
     }
   }
   for (VolumeConfig& volume : config.volumes) {
-    const std::string path = PathOf(config, volume.name, kMembersSuffix);
+    const std::string path = MembersPath(config, volume.name);
     if (!std::filesystem::exists(path)) {
       continue;
     }
     const absl::StatusOr<std::string> text = ReadText(path);
     absl::Status status =
-        text.ok() ? ReadToml(*text, path, [&](TomlSection& root, TomlErrors&) { ReadMembers(root, volume); })
+        text.ok() ? ReadToml(*text, path,
+                             [&](TomlSection& root, TomlErrors&) { ReadMembers(root, config, volume); })
                   : text.status();
     if (!status.ok()) {
       return status;
@@ -120,10 +161,12 @@ absl::Status LoadStored(Config& config) {
 }
 
 absl::Status StoreVolume(const Config& config, const VolumeConfig& volume) {
-  absl::Status status = MakeDirectory(config);
-  return status.ok() ? recovery::ReplaceFile(PathOf(config, volume.name, kVolumeSuffix),
-                                             kWritten + ToToml(volume), "volume file")
-                     : status;
+  if (absl::Status status = MakeDirectory(config); !status.ok()) {
+    return status;
+  }
+  bool stands = false;
+  const absl::StatusOr<std::string> path = VolumePath(config, volume.name, stands);
+  return path.ok() ? recovery::ReplaceFile(*path, kWritten + ToToml(volume), "volume file") : path.status();
 }
 
 absl::Status StoreMembers(const Config& config, const VolumeConfig& volume) {
@@ -135,20 +178,28 @@ absl::Status StoreMembers(const Config& config, const VolumeConfig& volume) {
     replacing.push_back(fmt::format("{}={}", old, fresh));
   }
   return recovery::ReplaceFile(
-      PathOf(config, volume.name, kMembersSuffix),
+      MembersPath(config, volume.name),
       fmt::format("{}uuid = {}\nnodes = {}\nspares = {}\nfilling = {}\nreplacing = {}\n", kWritten,
                   TomlText(recovery::UuidText(volume.uuid)), TomlText(volume.nodes), TomlText(volume.spares),
                   TomlText(volume.filling), TomlText(replacing)),
       "members file");
 }
 
+absl::StatusOr<bool> IsStored(const Config& config, const VolumeConfig& volume) {
+  bool stands = false;
+  const absl::StatusOr<std::string> path = VolumePath(config, volume.name, stands);
+  return path.ok() ? absl::StatusOr<bool>(stands) : path.status();
+}
+
 absl::Status ForgetVolume(const Config& config, const VolumeConfig& volume) {
-  for (const char* suffix : {kVolumeSuffix, kMembersSuffix}) {
-    std::error_code error;
-    std::filesystem::remove(PathOf(config, volume.name, suffix), error);
-    if (error) {
-      return absl::ErrnoToStatus(error.value(),
-                                 fmt::format("cannot remove {}", PathOf(config, volume.name, suffix)));
+  bool stands = false;
+  const absl::StatusOr<std::string> path = VolumePath(config, volume.name, stands);
+  if (!path.ok()) {
+    return path.status();
+  }
+  for (const std::string& file : {*path, MembersPath(config, volume.name)}) {
+    if (absl::Status status = recovery::RemoveFile(file); !status.ok()) {
+      return status;
     }
   }
   return absl::OkStatus();
@@ -168,7 +219,9 @@ std::string ToToml(const VolumeConfig& volume) {
   OnLag on_lag = OnLag::kThrottle;
   for (const auto& [node, of] : volume.rpo_of) {
     on_lag = of.on_lag;
-    if (!node.empty()) {
+    // Of those that may have a copy: another one may have left since it was configured.
+    if (volume.HasNode(node) ||
+        std::find(volume.spares.begin(), volume.spares.end(), node) != volume.spares.end()) {
       rpo.push_back(fmt::format("{}={}", node, of.text));
     }
   }

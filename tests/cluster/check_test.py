@@ -112,6 +112,22 @@ class Finds(CheckTest):
         wait(lambda: self.check(cluster)["differences"] == 0, "nothing differs")
         self.assertEqual(cluster.differences(cluster.primary, cluster.replica), [])
 
+    def test_P5_damage_stays_known_when_the_file_gets_another_name_and_ends_with_the_copy(self):
+        cluster = self.checked(nodes=3)
+        self.still(cluster)
+        self.damage(cluster, 7 * PAGE)
+        self.wait_alarm(cluster, path="still", offset=7 * PAGE)
+        os.rename(cluster.mounted("still"), cluster.mounted("moved"))
+        self.wait_rounds(cluster, 2)
+        self.assertEqual(self.check(cluster)["differences"], 1)
+        self.assertFalse(cluster.events(cluster.primary, "copies_equal"))
+        for action in ("remove", "add"):
+            cluster.pmirror("replica", action, "--sandbox", cluster.directory, "v0", cluster.replica, seconds=150)
+        self.assertEqual(len(cluster.events(cluster.primary, "copies_equal", node=cluster.replica)), 1)
+        self.wait_rounds(cluster, 1)
+        self.assertEqual(self.check(cluster)["differences"], 0)
+        self.assertEqual(len(self.alarms(cluster)), 1)
+
     def test_status_tells_the_last_verify_and_that_no_check_runs(self):
         cluster = self.cluster(check="off")
         self.still(cluster, PAGE)

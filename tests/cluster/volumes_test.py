@@ -74,12 +74,25 @@ class Copies(VolumesTest):
             self.wait_in_sync(cluster, "v1")
             self.assertEqual(self.nodes_of(cluster, "v1"), ["n2", "n3"])
 
+    def stop_in_the_middle_of_a_copy(self, cluster, volume, node):
+        """SIGSTOP of a node that is being filled, and does not count yet."""
+        for attempt in range(10):
+            self.command(cluster, "replica", "add", volume, node, "--no-wait")
+            cluster.signal(node, signal.SIGSTOP)
+            if len(cluster.events("n1", "replica_filled", node=node)) == attempt:
+                return
+            cluster.signal(node, signal.SIGCONT)  # it was too quick
+            self.command(cluster, "replica", "remove", volume, node)
+        self.fail(f"{node} was filled before it could be stopped, ten times")
+
     def test_P6_no_sync_waits_for_a_copy_that_has_never_been_whole(self):
         cluster = self.cluster(nodes=3, on_loss="fail", deadline="2s")
         self.create(cluster, "v1", "--nodes", "n1,n2", "--on-loss", "fail", "--deadline", "2s")
+        for i in range(64):
+            with open(cluster.mounted(f"old{i}", "v1"), "wb") as file:
+                file.write(os.urandom(1 << 20))
         writer = self.load(cluster, "v1")
-        self.command(cluster, "replica", "add", "v1", "n3", "--no-wait")
-        cluster.signal("n3", signal.SIGSTOP)
+        self.stop_in_the_middle_of_a_copy(cluster, "v1", "n3")
         try:
             seen = writer.acknowledged()[0]
             wait(lambda: writer.acknowledged()[0] > seen + 200, "syncs succeed without the node that does not answer")
@@ -114,6 +127,11 @@ class Copies(VolumesTest):
         writer.kill()
         cluster.check("mmap_writer", "n3", "moved", writer.acknowledged())
         self.assertEqual(cluster.verify(), [])
+        # Once more, while all daemons go on.
+        self.command(cluster, "replica", "remove", "v0", "n3")
+        os.rename(cluster.mounted("moved"), cluster.mounted("again"))
+        self.command(cluster, "replica", "add", "v0", "n3")
+        self.assertEqual(cluster.verify(), [])
 
     def test_P3_a_blank_node_takes_the_place_of_a_dead_one(self):
         cluster = self.cluster(nodes=3, on_loss="proceed", deadline="500ms")
@@ -131,12 +149,12 @@ class Copies(VolumesTest):
         writer = self.load(cluster, "v1")
         wait(lambda: writer.acknowledged()[0] > 20, "syncs")
         cluster.kill("n2")
-        wait(lambda: cluster.events("n1", "replica_replaced", node="n3", old="n2"), "the spare took its place", 60)
+        wait(lambda: cluster.events("n1", "replica_replaced", node="n3", old="n2", reason='""'), "the spare took its place", 60)
         self.assertEqual(self.nodes_of(cluster, "v1"), ["n3"])
         cluster.start("n2")
         # The one that was gone is the spare now.
         cluster.kill("n3")
-        wait(lambda: cluster.events("n1", "replica_replaced", node="n2", old="n3"), "and back", 60)
+        wait(lambda: cluster.events("n1", "replica_replaced", node="n2", old="n3", reason='""'), "and back", 60)
         self.assert_whole(cluster, "v1", "n2", writer)
 
     def test_P9_what_cannot_be_is_refused_and_changes_nothing(self):
@@ -160,6 +178,17 @@ class Copies(VolumesTest):
 
 
 class Volumes(VolumesTest):
+    def test_P9_a_volume_that_a_node_cannot_hold_is_not_made_and_leaves_nothing_in_the_way(self):
+        cluster = self.cluster(nodes=3)
+        cluster.kill("n3")
+        with self.assertRaises(CommandFailed) as refused:
+            self.command(cluster, "volume", "create", "v1", "--nodes", "n1,n2,n3")
+        self.assertIn("n3", str(refused.exception))
+        self.assertNotIn("v1", cluster.pmirror("status", "--sandbox", cluster.directory))
+        cluster.start("n3")
+        self.create(cluster, "v1", "--nodes", "n1,n2,n3")
+        self.wait_in_sync(cluster, "v1")
+
     def test_P3_existing_data_is_adopted_and_copied(self):
         cluster = self.cluster(nodes=2)
         backing = cluster.backing("n1").replace("/v0/", "/v7/")

@@ -8,8 +8,9 @@ from cmake_targets import linked_from, read_targets
 from tree import CPP_SUFFIXES, PRODUCT_FOLDERS, folder_of, is_test
 
 ARCHITECTURE = "docs/internals/architecture.md"
-COMPOSITION_ROOT = ("server/main.cc", "server/daemon.h", "server/daemon.cc", "server/daemon_change.h", "server/daemon_replacing.cc",
-                    "server/daemon_volumes.cc")  # see everything
+# See everything.
+COMPOSITION_ROOT = ("server/main.cc", "server/daemon.h", "server/daemon.cc", "server/daemon_change.h", "server/daemon_copies.cc",
+                    "server/daemon_replacing.cc", "server/daemon_volumes.cc")
 
 _ROW = re.compile(r"^(\w+)/ .*\bknows (.+)$", re.MULTILINE)
 

@@ -92,6 +92,7 @@ class TestVolume : public ClientVolume {
   void StopListening(PageListener& listener) override { page_->StopListening(listener); }
   size_t replica_count() const override { return 2; }
   FileSystem& file_system() override { return *file_system_; }
+  void UseForeignStores(ForeignStores&) override {}
   SharedParts PartsOf(const ReplicatedFile& file) const override {
     std::lock_guard lock(mutex_);
     const auto [at, fresh] = slots_.try_emplace(file.id(), 7);

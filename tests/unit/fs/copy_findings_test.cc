@@ -83,11 +83,41 @@ TEST_F(CopyFindingsTest, AVerifyThatCouldNotCompareEverythingEndsNothing) {
   EXPECT_EQ(findings_.Known(0).size(), 1u);
 }
 
-TEST_F(CopyFindingsTest, ThePlacesThatAreKeptAreBounded) {
+TEST_F(CopyFindingsTest, P5_PlacesThatAreNotKeptKeepTheConditionUntilARoundFindsNoneOfThem) {
+  findings_.RoundBegan(100);
   for (uint64_t i = 0; i < CopyFindings::kMostPlaces + 10; ++i) {
     findings_.Differs(0, {FileId{2}, "f", {i * 8192, 4096}});
   }
+  findings_.RoundEnded();
   EXPECT_EQ(findings_.Known(0).size(), CopyFindings::kMostPlaces);
+  events_.Take();
+  for (const CopyFindings::Place& place : findings_.Known(0)) {
+    findings_.Mended(0, place);
+  }
+  EXPECT_THAT(events_.Take(), IsEmpty()) << "the other ten are still there";
+  findings_.RoundBegan(100);
+  findings_.RoundEnded();
+  EXPECT_THAT(events_.Take(), ElementsAre("copies_equal n2"));
+}
+
+TEST_F(CopyFindingsTest, OverlappingPlacesOfAFileAreOne) {
+  findings_.Differs(0, {FileId{2}, "f", {4096, 8192}});
+  findings_.Differs(0, {FileId{2}, "f", {8192, 8192}});
+  findings_.Differs(0, {FileId{3}, "g", {4096, 8192}});
+  const std::vector<CopyFindings::Place> known = findings_.Known(0);
+  ASSERT_EQ(known.size(), 2u);
+  EXPECT_EQ(known[0].extent, (Extent{8192, 8192})) << "as it was seen last";
+}
+
+TEST_F(CopyFindingsTest, OfAReplicaThatHasLeftNothingIsKnown) {
+  findings_.Verified("n2", Different());
+  findings_.Differs(0, one_);
+  events_.Take();
+  findings_.Remove(0);
+  EXPECT_THAT(events_.Take(), ElementsAre("copies_equal n2"));
+  EXPECT_THAT(findings_.Known(0), IsEmpty());
+  EXPECT_FALSE(Status().has_verify());
+  EXPECT_EQ(Status().check().differences(), 0u);
 }
 
 TEST_F(CopyFindingsTest, StatusCountsRoundsAndBytes) {

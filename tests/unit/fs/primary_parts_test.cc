@@ -309,6 +309,17 @@ TEST(InSyncSet, OnlyAMemberThatLeavesIsRedundancyLost) {
   EXPECT_TRUE(set.member(1));
 }
 
+TEST(VolumePageOwner, P6_WhoHasLeftTheVolumeIsNotNeededWhenItsCopyIsFound) {
+  auto owner = VolumePageOwner::Create({.replica_count = 2});
+  ASSERT_TRUE(owner.ok()) << owner.status();
+  (*owner)->Dismiss(1);
+  EXPECT_FALSE((*owner)->Require(1));
+  EXPECT_EQ((*owner)->page().required.load(), 1U);
+  (*owner)->Configure(1, "n4");
+  EXPECT_TRUE((*owner)->Require(1));
+  EXPECT_EQ((*owner)->page().required.load(), 3U);
+}
+
 TEST(VolumePageOwner, SlotsRunOutWithAnErrorAndComeBack) {
   auto owner = VolumePageOwner::Create({});
   ASSERT_TRUE(owner.ok()) << owner.status();

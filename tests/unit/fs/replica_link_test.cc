@@ -134,7 +134,7 @@ class FakeOwner : public LinkOwner {
     ++attempts_;
     return status;
   }
-  bool Wanted(size_t) override { return true; }
+  bool Wanted(size_t) override { return wanted; }
   bool Trails(size_t) override { return false; }
   bool Agrees(size_t, bool, uint64_t) override { return true; }
 
@@ -146,6 +146,7 @@ class FakeOwner : public LinkOwner {
   const std::vector<bool>& whole() const { return whole_; }
 
   std::atomic<bool> proceeds = true;
+  std::atomic<bool> wanted = true;
   std::function<absl::Status(int attempt, ResyncPeer& peer)> on_resync = [](int, ResyncPeer&) {
     return absl::OkStatus();
   };
@@ -245,6 +246,18 @@ TEST_F(ReplicaLinkTest, P5_WhatARunningResyncMadeAMemberDoesNotCountWhenItRefuse
       return absl::OkStatus();
     }
     return absl::FailedPreconditionError("as the test wants");
+  };
+  link_->Start(owner_);
+  EXPECT_TRUE(Eventually([&] { return owner_.attempts() >= 2; }));
+}
+
+TEST_F(ReplicaLinkTest, P5_WhoLeftTheSetWhileItWasBroughtBackDoesNotCount) {
+  owner_.proceeds = false;  // nothing else makes another one due
+  owner_.on_resync = [&](int attempt, ResyncPeer& peer) {
+    EXPECT_TRUE(peer.AdoptMount(0).ok());
+    copy_.Set(kGeneration, kMount);
+    owner_.wanted = attempt > 1;  // found silent
+    return absl::OkStatus();
   };
   link_->Start(owner_);
   EXPECT_TRUE(Eventually([&] { return owner_.attempts() >= 2; }));

@@ -206,6 +206,10 @@ TEST_F(ControlServiceTest, RemoteTreeGivesWhatTheReplicaGave) {
   EXPECT_THAT(sums->sums, ElementsAre(recovery::BlockSum{4, 1}, recovery::BlockSum{2, 16}));
   EXPECT_EQ(sums->size, 8u);
   EXPECT_EQ(tree.Checksums(FileId{1}, {4, 8}, 16).status().code(), absl::StatusCode::kNotFound);
+  fs::RemoteTree of_another(client, MakeUuid(7), kTimeout);
+  EXPECT_EQ(of_another.Checksums(FileId{9}, {4, 8}, 16).status().code(),
+            absl::StatusCode::kFailedPrecondition)
+      << "it says nothing of the file";
 }
 
 TEST_F(ControlServiceTest, RemoteTreeGivesTheFullDetailWhenItIsAskedFor) {

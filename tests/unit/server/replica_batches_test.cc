@@ -186,6 +186,23 @@ TEST_F(ReplicaBatches, P5_BytesOfAFileThatIsNotThereAreADifferenceOfTheCopies) {
   EXPECT_FALSE(bed_.volume().state().promotable);
 }
 
+TEST_F(ReplicaBatches, P2_WhatSaysThatABatchIsHalfGoesAfterTheRecordSaysSo) {
+  BatchBuilder batch;
+  Lay(batch, 99, 0, "lost");
+  EXPECT_EQ(Send(batch, 1), RefusalCode::kNoSuchFile);
+  daemon_.reset();
+  const std::filesystem::path in_the_way = bed_.state / "v0.copy.new";
+  std::filesystem::create_directory(in_the_way);  // the record cannot be written
+  EXPECT_FALSE(
+      bed_.volume()
+          .BeginResync(
+              {.node = "n1", .epoch = bed_.epoch, .generation = 77, .mount_number = bed_.mount_number})
+          .ok());
+  std::filesystem::remove(in_the_way);
+  Restart(/*open=*/false);
+  EXPECT_FALSE(bed_.volume().state().promotable);
+}
+
 TEST_F(ReplicaBatches, BytesOfAFileThatTheBatchRemovedAreNone) {
   BatchBuilder batch;
   Lay(batch, kFile, 0, "gone");

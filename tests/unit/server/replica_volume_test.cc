@@ -7,8 +7,10 @@
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
+#include <filesystem>
 #include <fstream>
 
+#include "recovery/backing_owner.h"
 #include "tests/unit/server/replica_bed.h"
 
 namespace pmirror::server {
@@ -176,6 +178,26 @@ TEST_F(ReplicaVolumeTest, LeavingRecordsACleanCopyAndEndsTheSessions) {
   EXPECT_TRUE(state.record.clean);
   EXPECT_EQ(state.operation, 1u);
   EXPECT_FALSE(state.restarted_in_use);
+}
+
+TEST_F(ReplicaVolumeTest, ACopyThatIsNotWantedAnyMoreCanBeServedAnewBesideIt) {
+  (void)bed_.Permit(SessionKind::kDaemon);
+  EXPECT_EQ(ReplicaVolume::Open(bed_.options()).status().code(), Code::kAlreadyExists);
+  const absl::StatusOr<bool> unused = bed_.volume().Retire();
+  ASSERT_TRUE(unused.ok()) << unused.status();
+  EXPECT_FALSE(*unused);
+  EXPECT_EQ(Prepare(bed_.Request(SessionKind::kDaemon)), Code::kNotFound);
+  const auto again = ReplicaVolume::Open(bed_.options());
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ((*again)->state().record.generation, 77u);
+}
+
+TEST_F(ReplicaVolumeTest, ACopyThatNeverTookPartLeavesNoTrace) {
+  const absl::StatusOr<bool> unused = bed_.volume().Retire();
+  ASSERT_TRUE(unused.ok()) << unused.status();
+  EXPECT_TRUE(*unused);
+  EXPECT_FALSE(std::filesystem::exists(RecordPath()));
+  EXPECT_EQ(recovery::FindOwner(bed_.backing.path()), std::nullopt);
 }
 
 TEST_F(ReplicaVolumeTest, P9ADamagedRecordIsRefusedByNameAndNothingIsTouched) {

@@ -7,6 +7,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include "tests/unit/server/temp_directory.h"
 
@@ -101,6 +103,47 @@ TEST_F(VolumeStoreTest, WhoHoldsACopyIsWhatWasDecidedLast) {
   EXPECT_TRUE(HoldsCopy(again, again.volumes[0]));
   volume.nodes = {"n3", "n2"};
   EXPECT_FALSE(HoldsCopy(config, volume));
+}
+
+TEST_F(VolumeStoreTest, VolumesKeepTheOrderInWhichTheyWereMade) {
+  Config config = Read(true);
+  VolumeConfig volume = config.volumes[0];
+  for (const char* name : {"v3", "v1", "v2"}) {
+    volume.name = name;
+    volume.uuid[0] = std::byte{static_cast<uint8_t>(name[1])};
+    volume.backing = std::string("/srv/") + name;
+    volume.mount = std::string("/mnt/") + name;
+    ASSERT_TRUE(StoreVolume(config, volume).ok());
+  }
+  Config again = Read(true);
+  ASSERT_TRUE(LoadStored(again).ok());
+  std::vector<std::string> names;
+  for (const VolumeConfig& known : again.volumes) {
+    names.push_back(known.name);
+  }
+  EXPECT_THAT(names, ElementsAre("v0", "v3", "v1", "v2"));
+  EXPECT_TRUE(*IsStored(again, again.volumes[1]));
+  EXPECT_FALSE(*IsStored(again, again.volumes[0])) << "it stands in the configuration file";
+}
+
+TEST_F(VolumeStoreTest, OnlyThePrimaryHasToKnowTheOtherNodes) {
+  Config config = Read(true);
+  VolumeConfig& volume = config.volumes[0];
+  volume.nodes = {"n1", "n2", "n9"};
+  ASSERT_TRUE(StoreMembers(config, volume).ok());
+  Config primary = Read(true);
+  EXPECT_THAT(std::string(LoadStored(primary).message()), HasSubstr("no [[node]]"));
+  Config replica = Read(true);
+  replica.volumes[0].primary = "n2";
+  ASSERT_TRUE(LoadStored(replica).ok());
+  EXPECT_THAT(replica.volumes[0].nodes, ElementsAre("n1", "n2", "n9"));
+}
+
+TEST_F(VolumeStoreTest, NothingIsSaidOfANodeThatHasLeft) {
+  VolumeConfig volume = Read(true).volumes[0];
+  EXPECT_THAT(ToToml(volume), HasSubstr("n2="));
+  volume.nodes = {"n1", "n3"};
+  EXPECT_THAT(ToToml(volume), testing::Not(HasSubstr("n2=")));
 }
 
 TEST_F(VolumeStoreTest, P9ADamagedFileIsNamedAndNothingIsServed) {

@@ -24,7 +24,11 @@ constexpr uint64_t kLookForHoles = 64 << 10;
 // fault kills.
 class SigbusDeliverable {
  public:
-  SigbusDeliverable() { ::syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &kMask, &saved_, sizeof(saved_)); }
+  SigbusDeliverable() {
+    if (!IsDeliverable(SIGBUS)) {
+      ::syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &kMask, &saved_, sizeof(saved_));
+    }
+  }
   ~SigbusDeliverable() {
     if ((saved_ & kMask) != 0) {
       ::syscall(SYS_rt_sigprocmask, SIG_BLOCK, &kMask, nullptr, sizeof(kMask));

@@ -65,13 +65,15 @@ Result<bool> LogCapture::Capture(const CaptureTarget& target, std::span<const Ex
       continue;
     }
     NoteActive(replicas);
-    patience_.Progress();
     const uint64_t before_last = piece.extents == 1 ? done : 0;
     extents = extents.subspan(piece.extents - 1);
     done = before_last + piece.last;
     if (ended || done == extents.front().length) {  // an extent may reach as far as files can
       extents = extents.subspan(1);
       done = 0;
+    }
+    if (!extents.empty()) {
+      patience_.Progress();
     }
   }
   if (any) {

@@ -65,6 +65,10 @@ SignalWindow::~SignalWindow() {
   thread_state = {mask_, depth_};
 }
 
+bool IsDeliverable(int signal) {
+  return thread_state.depth != 0 && ((thread_state.outer_mask | kBlocked) & Bit(signal)) == 0;
+}
+
 const void* ThisThread() { return &thread_state; }
 
 }  // namespace pmirror

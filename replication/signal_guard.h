@@ -47,6 +47,9 @@ class SignalWindow {
   const uint32_t depth_;
 };
 
+// False: the signal would wait now if it came, or nobody here knows (no SignalBlock is around). Costs no system call.
+bool IsDeliverable(int signal);
+
 // Something that differs between any two threads alive in this process, and is the same in a thread and in
 // the handlers that interrupt it. Cheaper than gettid and true after fork.
 const void* ThisThread();

@@ -122,8 +122,7 @@ void ClientRequests::Unmapped(const Process& process, const Request& request, Cl
 void ClientRequests::HoldWritable(const std::vector<ClientMapping>& parts) {
   for (const ClientMapping& part : parts) {
     if (part.writable) {
-      const Extent extent = part.extent();
-      volumes_[part.key.volume].volume.HoldDirty(part.file->lease.file(), std::span(&extent, 1));
+      volumes_[part.key.volume].volume.HoldDoubtful(part.file->lease.file(), part.extent());
     }
   }
 }

@@ -60,6 +60,8 @@ class ClientVolume {
   // The extents are stored and on no replica for sure, and their owner has let go of them (it unmapped, or died): the volume keeps them dirty
   // until they are captured. Does not wait for a replica; a capture is begun soon.
   virtual void HoldDirty(const std::shared_ptr<ReplicatedFile>& file, std::span<const Extent> extents) = 0;
+  // Likewise, where nobody knows what of the extent has been stored to.
+  virtual void HoldDoubtful(const std::shared_ptr<ReplicatedFile>& file, Extent extent) = 0;
 
   // Requests of programs that may take long; 0 when everything that processes other than `asking`, and the volume itself, hold dirty is
   // durable on every replica.

@@ -20,6 +20,7 @@ class ExtentSet {
   bool empty() const { return ends_.empty(); }
   bool Overlaps(Extent extent) const;
   uint64_t bytes() const;
+  size_t extent_count() const { return ends_.size(); }
   // Sorted, disjoint, not adjacent.
   std::vector<Extent> extents() const;
   // The part of the set inside `extent`.

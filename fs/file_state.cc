@@ -70,10 +70,20 @@ void FileState::Hold(const ExtentSet& extents) {
   UpdateFlag();
 }
 
+void FileState::HoldDoubtful(Extent extent) {
+  const std::lock_guard lock(mutex_);
+  if (!gone_) {
+    dirty_.Add(extent);
+    doubtful_.Add(extent);
+  }
+  UpdateFlag();
+}
+
 void FileState::Forget() {
   const std::lock_guard lock(mutex_);
   gone_ = true;
   dirty_.Clear();
+  doubtful_.Clear();
   UpdateFlag();
 }
 
@@ -115,6 +125,11 @@ FileState::Capture::Capture(FileState& file, Extent range, const ExtentSet& more
     extents_.Add(extents.Within(range));
   }
   extents_.Add(more);
+  if (!file_.doubtful_.empty()) {
+    for (const Extent& extent : extents_.extents()) {
+      doubtful_.Add(file_.doubtful_.Within(extent));
+    }
+  }
   if (!extents_.empty()) {
     file_.under_way_.emplace(number_, extents_);
   }
@@ -127,7 +142,29 @@ FileState::Capture::~Capture() {
   if (!succeeded_ && !file_.gone_) {
     file_.dirty_.Add(extents_);
   }
+  if (succeeded_ && !doubtful_.empty()) {
+    file_.SettleDoubt(doubtful_);
+  }
   file_.UpdateFlag();
+}
+
+// Another program may have died meanwhile that had the same mapped, and others may be asking: of what is dirty or under way the hint stays.
+void FileState::SettleDoubt(const ExtentSet& settled) {
+  ExtentSet open;
+  for (const Extent& extent : settled.extents()) {
+    open.Add(dirty_.Within(extent));
+    for (const auto& [number, extents] : under_way_) {
+      open.Add(extents.Within(extent));
+    }
+  }
+  ExtentSet kept;
+  for (const Extent& extent : open.extents()) {
+    kept.Add(doubtful_.Within(extent));
+  }
+  for (const Extent& extent : settled.extents()) {
+    doubtful_.Remove(extent);
+  }
+  doubtful_.Add(kept);
 }
 
 void FileState::NotDurable() {

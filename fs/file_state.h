@@ -67,6 +67,8 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
 
   void Hold(Extent extent);
   void Hold(const ExtentSet& extents);
+  // As Hold(), of what may have been stored to, and mostly has not: worth a comparison (fs/confirmation.h).
+  void HoldDoubtful(Extent extent);
   // The file is gone from the volume: nothing of it is dirty any more, nor will be.
   void Forget();
   bool gone() const;
@@ -86,12 +88,15 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
     Capture& operator=(const Capture&) = delete;
 
     const ExtentSet& extents() const { return extents_; }
+    // Of these.
+    const ExtentSet& doubtful() const { return doubtful_; }
     void Succeeded() { succeeded_ = true; }
 
    private:
     FileState& file_;
     const uint64_t number_;
     ExtentSet extents_;
+    ExtentSet doubtful_;
     bool succeeded_ = false;
   };
 
@@ -119,7 +124,8 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
  private:
   FileState(FileId id, UniqueFd backing, uint32_t slot, SharedObject<OrderPage> order, VolumePageOwner& page)
       : id_(id), backing_(std::move(backing)), slot_(slot), order_(std::move(order)), page_(page) {}
-  void UpdateFlag();  // Requires: mutex_
+  void UpdateFlag();  // Requires: mutex_, as the next one
+  void SettleDoubt(const ExtentSet& settled);
 
   const FileId id_;
   const UniqueFd backing_;
@@ -140,7 +146,8 @@ class FileState : public ReplicatedFile, public std::enable_shared_from_this<Fil
   std::atomic<uint32_t> writes_{0};  // under way
 
   mutable std::mutex mutex_;
-  ExtentSet dirty_;                          // guarded by mutex_, as all below
+  ExtentSet dirty_;     // guarded by mutex_, as all below
+  ExtentSet doubtful_;  // no more than a hint: what of the dirty bytes may be equal everywhere
   std::map<uint64_t, ExtentSet> under_way_;  // by number of the capture
   uint64_t captures_ = 0;                    // begun so far
   uint64_t changes_ = 0;                     // what NotDurable() has counted

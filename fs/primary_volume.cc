@@ -403,6 +403,10 @@ void PrimaryVolume::HoldDirty(const std::shared_ptr<ReplicatedFile>& file, std::
   replicator_->Hold(std::static_pointer_cast<FileState>(file), extents);
 }
 
+void PrimaryVolume::HoldDoubtful(const std::shared_ptr<ReplicatedFile>& file, Extent extent) {
+  replicator_->HoldDoubtful(std::static_pointer_cast<FileState>(file), extent);
+}
+
 int PrimaryVolume::SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
                               Deadline) {
   return replicator_->SyncOthers(static_cast<FileState&>(*file), range, asking);

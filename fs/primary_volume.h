@@ -132,6 +132,7 @@ class PrimaryVolume final : public ClientVolume,
   void EndSession(size_t replica, SessionId session) override;
   void SetWritingMappers(ReplicatedFile& file, size_t processes) override;
   void HoldDirty(const std::shared_ptr<ReplicatedFile>& file, std::span<const Extent> extents) override;
+  void HoldDoubtful(const std::shared_ptr<ReplicatedFile>& file, Extent extent) override;
   int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
                  Deadline deadline) override;
   int SyncAll(ProcessSerial asking, Deadline deadline) override;

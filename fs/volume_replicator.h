@@ -104,6 +104,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
   int SyncAll(ProcessSerial asking);
   // The volume keeps the extents dirty and brings them over soon.
   void Hold(const std::shared_ptr<FileState>& file, std::span<const Extent> extents);
+  // Likewise what may have been stored to: compared by checksums first, so that only what differs is sent.
+  void HoldDoubtful(const std::shared_ptr<FileState>& file, Extent extent);
   // A program's sync of the file was refused: the volume takes over what programs hold dirty of it, and repeats that until it succeeds.
   void TakeOver(FileId id);
 

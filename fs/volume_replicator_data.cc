@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "fs/confirmation.h"
 #include "fs/volume_replicator.h"
 
 namespace pmirror::fs {
@@ -95,10 +96,25 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
   if (error == 0) {
     const uint64_t mark = file.durability_mark();
     DescriptorSource source(file.backing_fd());
-    const std::vector<Extent> extents = capture.extents().extents();
-    Replication& replication = sender == Sender::kCaller ? replication_ : own_replication_;
-    if (!extents.empty() || level == WaitLevel::kDurable) {
-      error = replication.Replicate(file.target(), extents, source, level, local).code;
+    const bool caller = sender == Sender::kCaller;
+    const SetWord set = LoadSet(page_.page());
+    ExtentSet equal;
+    ExtentSet unequal = capture.extents();
+    if (!capture.doubtful().empty()) {
+      SyncObserver& observer = caller ? static_cast<SyncObserver&>(*this) : own_waits_;
+      equal = ConfirmBlocks(file, capture.doubtful(), page_.page(), sessions_, observer);
+      for (const Extent& extent : equal.extents()) {
+        unequal.Remove(extent);
+      }
+    }
+    Replication& replication = caller ? replication_ : own_replication_;
+    if (!unequal.empty() || level == WaitLevel::kDurable) {
+      error = replication.Replicate(file.target(), unequal.extents(), source, level, local).code;
+    }
+    if (error == 0 && !equal.empty() && LoadSet(page_.page()).raw != set.raw) {
+      // Others than those who were asked count now.
+      error = replication.Replicate(file.target(), equal.extents(), source, level, nullptr).code;
+      equal.Clear();
     }
     if (level == WaitLevel::kReceived) {
       // Counted when it has arrived (or may have): a barrier that began before does not cover it. Until then the capture keeps the flag up.
@@ -106,6 +122,13 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
       ++changes_;
     }
     if (error == 0) {
+      if (!capture.doubtful().empty()) {
+        events_.Report(Severity::kInfo, "mappings_compared",
+                       {{"volume", options_.volume_name},
+                        {"file", std::to_string(Raw(file.id()))},
+                        {"bytes", std::to_string(capture.doubtful().bytes())},
+                        {"equal", std::to_string(equal.bytes())}});
+      }
       capture.Succeeded();
       if (level == WaitLevel::kDurable) {
         file.Durable(mark);
@@ -283,6 +306,12 @@ void VolumeReplicator::Hold(const std::shared_ptr<FileState>& file, std::span<co
     Keep(*file);
     Wake();
   }
+}
+
+void VolumeReplicator::HoldDoubtful(const std::shared_ptr<FileState>& file, Extent extent) {
+  file->HoldDoubtful(extent);
+  Keep(*file);
+  Wake();
 }
 
 void VolumeReplicator::TakeOver(FileId id) {

@@ -126,6 +126,7 @@ Error DataSession::Impl::Connect(FutexLock& lock, Deadline deadline) {
   if (error.ok()) {
     replies.Reset();
     error = sender.Connected(made.value().session, made.value().resumed);
+    abilities = made.value().abilities;
     if (!error.ok()) {
       transport->Shutdown();
     } else if (sender.incarnation() > 1) {
@@ -283,6 +284,12 @@ uint64_t DataSession::Incarnation() const {
   const SignalBlock block;
   const FutexLock lock(impl_->mutex);
   return impl_->sender.incarnation();
+}
+
+uint64_t DataSession::Abilities() const {
+  const SignalBlock block;
+  const FutexLock lock(impl_->mutex);
+  return impl_->abilities;
 }
 
 uint64_t DataSession::OperationDurable() const {

@@ -34,6 +34,7 @@ class Connector {
     UniqueFd socket;  // connected, hello answered
     SessionId session{};
     HelloAckBody resumed{};  // what the replica already has
+    uint64_t abilities = 0;  // kCan... of the hello ack
   };
   virtual ~Connector() = default;
   // session 0: a new session. `next_sequence`: of the first frame that will follow. Called with no lock of
@@ -96,6 +97,7 @@ struct CaptureInFlight {
   uint64_t incarnation = 0;
   // Where the answer to its kVerify goes; it is there when the frame counts as received. Null: none is asked for.
   VerifiedBody* verified = nullptr;
+  ConfirmedBody* confirmed = nullptr;  // likewise, to its kConfirm
   // The session's own:
   Sequence latest =
       0;  // frame sent with it: a refusal of that sequence concerns it whatever file and order it names
@@ -144,6 +146,8 @@ class DataSession {
   Sequence Received() const;
   // Number of the connection; grows with each one made.
   uint64_t Incarnation() const;
+  // What the replica of the latest connection can (kCan...).
+  uint64_t Abilities() const;
   // Highest durable operation number the replica has told (daemon sessions).
   uint64_t OperationDurable() const;
   SessionCounters counters() const;

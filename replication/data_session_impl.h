@@ -65,6 +65,7 @@ struct DataSession::Impl {
   // Guarded by `mutex`.
   Sender sender;
   SessionCounters counters;
+  uint64_t abilities = 0;           // of the replica
   std::atomic<uint64_t> stalls{0};  // also read without the lock
   WaiterList waiters;
   SpinBudget spin;

@@ -10,8 +10,10 @@ namespace pmirror {
 namespace {
 
 bool KnownKind(uint8_t kind) {
-  return kind >= static_cast<uint8_t>(FrameKind::kHello) &&
-         kind <= static_cast<uint8_t>(FrameKind::kVerified);
+  return (kind >= static_cast<uint8_t>(FrameKind::kHello) &&
+          kind <= static_cast<uint8_t>(FrameKind::kVerified)) ||
+         kind == static_cast<uint8_t>(FrameKind::kConfirm) ||
+         kind == static_cast<uint8_t>(FrameKind::kConfirmed);
 }
 
 }  // namespace
@@ -87,6 +89,10 @@ const char* Name(FrameKind kind) {
       return "verify";
     case FrameKind::kVerified:
       return "verified";
+    case FrameKind::kConfirm:
+      return "confirm";
+    case FrameKind::kConfirmed:
+      return "confirmed";
   }
   return "unknown";
 }

@@ -39,6 +39,9 @@ enum class FrameKind : uint8_t {
       12,  // daemon -> replica that trails: bytes `ranges[0]` of batch `order`; kFlagContinues: not the last ones
   kVerified = 13,  // replica -> sender: the answer to kVerify; payload VerifiedBody
   // 14 belongs to recovery reads.
+  kConfirm =
+      15,  // daemon -> replica: checksums of blocks of `file` under an order number; payload: a BlockSum16 for each
+  kConfirmed = 16,  // replica -> daemon: the answer to kConfirm; payload ConfirmedBody
 };
 
 // FrameHeader::flags
@@ -66,7 +69,7 @@ struct FrameHeader {
   uint64_t durable_sequence;  // highest sequence the sender of this frame knows to be durable
   uint64_t file;              // FileId; 0 where the kind names no file
   uint64_t
-      order;  // order number (data image), operation number (namespace op), session (grant, revoke); else 0
+      order;  // order number (data image, confirm), operation number (namespace op), session (grant, revoke), abilities (hello ack); else 0
   uint64_t
       size_generation;   // of `file` when the order number was taken: 2 x operation number; 0 for other kinds
   uint32_t range_count;  // 0..kMaxRanges
@@ -153,6 +156,30 @@ struct VerifiedBody {
       [kMaxVerifyRanges];  // CRC32C of what the file holds in each range (up to its end); 0 beyond range_count
 };
 static_assert(sizeof(VerifiedBody) == 32 + 4 * kMaxVerifyRanges);
+
+// FrameHeader::order of a hello ack: what this replica answers that not every version does.
+constexpr uint64_t kCanConfirm = 1;
+
+constexpr uint32_t kConfirmBlock = 4096;      // bytes; whole ones, at multiples of it
+constexpr uint32_t kMaxConfirmBlocks = 1024;  // of the one range of a kConfirm
+
+// XXH3's 128 bits of a block.
+struct BlockSum16 {
+  uint64_t low;
+  uint64_t high;
+  friend bool operator==(const BlockSum16&, const BlockSum16&) = default;
+};
+static_assert(sizeof(BlockSum16) == 16);
+
+struct ConfirmedBody {
+  uint64_t sequence;  // of the kConfirm it answers
+  uint64_t file;      // as there
+  uint64_t
+      equal[kMaxConfirmBlocks / 64];  // bit a block, from the lowest of the first word: it holds the same
+
+  bool is_equal(size_t block) const { return (equal[block / 64] >> (block % 64) & 1) != 0; }
+};
+static_assert(sizeof(ConfirmedBody) == 144);
 
 // What is wrong with a header, in the order of the checks. kOk: lengths may be trusted.
 enum class HeaderFault { kOk, kMagic, kVersion, kKind, kFlags, kLengths, kReserved };

@@ -185,7 +185,8 @@ Result<Connector::Connection> ExchangeHello(UniqueFd socket, const HelloTerms& t
   }
   return Connector::Connection{.socket = std::move(socket),
                                .session = SessionId{reader.header().session},
-                               .resumed = reader.hello_ack()};
+                               .resumed = reader.hello_ack(),
+                               .abilities = reader.header().order};
 }
 
 }  // namespace pmirror

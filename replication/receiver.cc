@@ -82,12 +82,14 @@ bool Receiver::MaySend(FrameKind kind) const {
     case FrameKind::kGrant:
     case FrameKind::kRevoke:
     case FrameKind::kBatch:
+    case FrameKind::kConfirm:
       return config_.kind == SessionKind::kDaemon;
     case FrameKind::kHello:  // the first frame only
     case FrameKind::kHelloAck:
     case FrameKind::kAck:
     case FrameKind::kRefusal:
     case FrameKind::kVerified:
+    case FrameKind::kConfirmed:
       return false;
   }
   return false;
@@ -105,6 +107,9 @@ Decision Receiver::CheckFields(const FrameHeader& header, std::span<const WireRa
   }
   if (static_cast<FrameKind>(header.kind) == FrameKind::kVerify) {
     return CheckVerify(header, ranges);
+  }
+  if (static_cast<FrameKind>(header.kind) == FrameKind::kConfirm) {
+    return CheckConfirm(header, ranges);
   }
   if (static_cast<FrameKind>(header.kind) != FrameKind::kDataImage) {
     const bool body = static_cast<FrameKind>(header.kind) == FrameKind::kNamespaceOp;
@@ -148,6 +153,18 @@ Decision Receiver::CheckVerify(const FrameHeader& header, std::span<const WireRa
     bytes += range.length;  // at most kMaxVerifyRanges * kMaxVerifyBytes
   }
   return bytes <= kMaxVerifyBytes ? kAdmitted : Cut("verify of more bytes than are answered at once");
+}
+
+Decision Receiver::CheckConfirm(const FrameHeader& header, std::span<const WireRange> ranges) {
+  uint64_t end = 0;
+  const bool fits = header.file != 0 && header.order != 0 && header.size_generation % 2 == 0 &&
+                    header.range_count == 1 && ranges.front().length != 0 &&
+                    ranges.front().offset % kConfirmBlock == 0 &&
+                    ranges.front().length % kConfirmBlock == 0 &&
+                    ranges.front().length <= uint64_t{kConfirmBlock} * kMaxConfirmBlocks &&
+                    header.payload_length == ranges.front().length / kConfirmBlock * sizeof(BlockSum16) &&
+                    Ends(ranges.front(), end);
+  return fits ? kAdmitted : Cut("confirmation of no whole blocks, or of too many");
 }
 
 void Receiver::Applied(const FrameHeader& header) {

@@ -77,6 +77,7 @@ class Receiver {
 
  private:
   static Decision CheckVerify(const FrameHeader& header, std::span<const WireRange> ranges);
+  static Decision CheckConfirm(const FrameHeader& header, std::span<const WireRange> ranges);
   Decision CheckFields(const FrameHeader& header, std::span<const WireRange> ranges) const;
   bool MaySend(FrameKind kind) const;
   void Settle(const FrameHeader& header);

@@ -62,6 +62,8 @@ ReplyReader::Next ReplyReader::Decode(std::span<const std::byte> frame) {
       return DecodeBody(payload, hello_ack_, Next::kHelloAck);
     case FrameKind::kVerified:
       return DecodeBody(payload, verified_, Next::kVerified);
+    case FrameKind::kConfirmed:
+      return DecodeBody(payload, confirmed_, Next::kConfirmed);
     case FrameKind::kHeartbeat:
       return Next::kOther;
     default:

@@ -16,13 +16,14 @@ namespace pmirror {
 class ReplyReader {
  public:
   enum class Next {
-    kNone,      // no whole frame here: receive more
-    kAck,       // ack() and header() are valid until the next call
-    kRefusal,   // refusal() and header() are
-    kHelloAck,  // hello_ack() and header() are; the first frame of a connection only
-    kVerified,  // verified() and header() are
-    kOther,     // a frame that a sender may ignore (heartbeat)
-    kFault,     // magic, lengths, CRC or kind are wrong
+    kNone,       // no whole frame here: receive more
+    kAck,        // ack() and header() are valid until the next call
+    kRefusal,    // refusal() and header() are
+    kHelloAck,   // hello_ack() and header() are; the first frame of a connection only
+    kVerified,   // verified() and header() are
+    kConfirmed,  // confirmed() and header() are
+    kOther,      // a frame that a sender may ignore (heartbeat)
+    kFault,      // magic, lengths, CRC or kind are wrong
   };
 
   // Where to receive to; never empty when Take() has returned kNone.
@@ -37,6 +38,7 @@ class ReplyReader {
   const RefusalBody& refusal() const { return refusal_; }
   const HelloAckBody& hello_ack() const { return hello_ack_; }
   const VerifiedBody& verified() const { return verified_; }
+  const ConfirmedBody& confirmed() const { return confirmed_; }
 
  private:
   static constexpr size_t kBufferBytes = 8192;
@@ -56,6 +58,7 @@ class ReplyReader {
   RefusalBody refusal_{};
   HelloAckBody hello_ack_{};
   VerifiedBody verified_{};
+  ConfirmedBody confirmed_{};
 };
 
 }  // namespace pmirror

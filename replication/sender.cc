@@ -119,20 +119,26 @@ Sender::ReplyFault Sender::OnRefusal(SessionId session, const RefusalBody& refus
   return ReplyFault::kNone;
 }
 
-Sender::ReplyFault Sender::OnVerified(SessionId session, const VerifiedBody& verified) {
+template <typename Body>
+Sender::ReplyFault Sender::GiveAnswer(SessionId session, const Body& body, Body* CaptureInFlight::*place) {
   if (session != session_) {
     return ReplyFault::kSession;
   }
-  if (verified.sequence >= next_) {
+  if (body.sequence >= next_) {
     return ReplyFault::kBeyondSent;
   }
   for (CaptureInFlight* capture = captures_; capture != nullptr; capture = capture->next) {
-    if (capture->verified != nullptr && capture->latest == verified.sequence) {
-      *capture->verified = verified;
+    if (capture->*place != nullptr && capture->latest == body.sequence) {
+      *(capture->*place) = body;
     }
   }
   return ReplyFault::kNone;
 }
+
+template Sender::ReplyFault Sender::GiveAnswer(SessionId, const VerifiedBody&,
+                                               VerifiedBody* CaptureInFlight::*);
+template Sender::ReplyFault Sender::GiveAnswer(SessionId, const ConfirmedBody&,
+                                               ConfirmedBody* CaptureInFlight::*);
 
 std::optional<SendStatus> Sender::Outcome(const Receipt& receipt, WaitLevel level,
                                           const CaptureInFlight* capture) const {

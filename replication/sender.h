@@ -57,7 +57,12 @@ class Sender {
   // refusal comes before any acknowledgement that covers its sequence.
   ReplyFault OnRefusal(SessionId session, const RefusalBody& refusal);
   // Gives it to the capture whose latest frame it answers; nobody may wait for it any more.
-  ReplyFault OnVerified(SessionId session, const VerifiedBody& verified);
+  ReplyFault OnAnswer(SessionId session, const VerifiedBody& verified) {
+    return GiveAnswer(session, verified, &CaptureInFlight::verified);
+  }
+  ReplyFault OnAnswer(SessionId session, const ConfirmedBody& confirmed) {
+    return GiveAnswer(session, confirmed, &CaptureInFlight::confirmed);
+  }
 
   // How waiting for a frame ends, or nothing while it goes on. A refusal comes first: a frame counts as
   // received also when it was refused. Then an acknowledgement, also one that came before the connection was
@@ -66,6 +71,9 @@ class Sender {
                                     const CaptureInFlight* capture) const;
 
  private:
+  template <typename Body>
+  ReplyFault GiveAnswer(SessionId session, const Body& body, Body* CaptureInFlight::*place);
+
   SessionId session_{};
   bool connected_ = false;
   uint64_t incarnation_ = 0;  // connections made so far; a receipt is of one

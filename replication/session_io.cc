@@ -159,7 +159,10 @@ bool DataSession::Impl::TakeReplies() {
         fault = sender.OnRefusal(SessionId{replies.header().session}, replies.refusal());
         break;
       case ReplyReader::Next::kVerified:
-        fault = sender.OnVerified(SessionId{replies.header().session}, replies.verified());
+        fault = sender.OnAnswer(SessionId{replies.header().session}, replies.verified());
+        break;
+      case ReplyReader::Next::kConfirmed:
+        fault = sender.OnAnswer(SessionId{replies.header().session}, replies.confirmed());
         break;
     }
     if (fault != Sender::ReplyFault::kNone) {

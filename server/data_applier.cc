@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <vector>
 
+#include "recovery/block_checksums.h"
 #include "replication/crc32c.h"
 
 namespace pmirror::server {
@@ -135,6 +136,43 @@ Outcome DataApplier::Verify(FileId id, std::span<const WireRange> ranges, Verifi
       }
     }
     verified.order = file->order.Newest(ranges);
+  }
+  return OutcomeOf(files_.Trim());
+}
+
+Outcome DataApplier::Confirm(const FrameHeader& header, const WireRange& range,
+                             std::span<const BlockSum16> sums, uint64_t applied_operation,
+                             ConfirmedBody& confirmed, std::shared_ptr<BackingFile>& file) {
+  file = files_.Get(FileId{header.file});
+  if (file == nullptr) {
+    return Refusal{RefusalCode::kNoSuchFile};
+  }
+  {
+    const std::lock_guard lock(file->mutex);
+    const int error = broken() != 0 ? broken() : files_.EnsureOpen(file);
+    if (error != 0) {
+      return OutcomeOf(error);
+    }
+    std::vector<ApplyPiece> unused;
+    if (file->order.Judge(header.size_generation, applied_operation) != ApplyOrder::Verdict::kApply ||
+        !file->order.Plan(header.order, {&range, 1}, unused)) {
+      return Refusal{RefusalCode::kRecapture};
+    }
+    const absl::StatusOr<recovery::BlockChecksums> here =
+        recovery::ChecksumBlocks(file->fd->get(), {range.offset, range.length}, kConfirmBlock);
+    if (!here.ok()) {
+      return Refusal{RefusalCode::kIoError, EIO};
+    }
+    // A block that the file's end cuts is no whole one, and what is beyond it none at all.
+    const uint64_t whole = here->size < range.offset ? 0 : (here->size - range.offset) / kConfirmBlock;
+    std::vector<WireRange> equal;
+    for (size_t i = 0; i < std::min<uint64_t>({sums.size(), here->sums.size(), whole}); ++i) {
+      if (sums[i] == BlockSum16{here->sums[i].low, here->sums[i].high}) {
+        confirmed.equal[i / 64] |= uint64_t{1} << (i % 64);
+        equal.push_back({range.offset + i * kConfirmBlock, kConfirmBlock});
+      }
+    }
+    file->order.Record(header.order, equal);
   }
   return OutcomeOf(files_.Trim());
 }

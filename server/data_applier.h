@@ -57,6 +57,11 @@ class DataApplier {
   // where somebody maps the page); what is not durable yet is read from memory. kIoError: the storage failed.
   Outcome Verify(FileId id, std::span<const WireRange> ranges, VerifiedBody& verified);
 
+  // Which blocks of the range hold what the sums say, and that no older frame may change them from here on: in one step
+  // (docs/internals/resync.md). kRecapture: the order number says nothing any more, or another size operation comes first.
+  Outcome Confirm(const FrameHeader& header, const WireRange& range, std::span<const BlockSum16> sums,
+                  uint64_t applied_operation, ConfirmedBody& confirmed, std::shared_ptr<BackingFile>& file);
+
  private:
   int WriteGroup(BackingFile& file, std::span<const ApplyPiece> pieces, std::span<const std::byte> payload);
   int Prepare(BackingFile& file, std::span<const ApplyPiece> pieces);

@@ -246,15 +246,27 @@ ReplicaSession::Progress ReplicaSession::Handle(const FrameReader::Frame& frame)
 
 // What the receiver admitted.
 Outcome ReplicaSession::Do(const FrameReader::Frame& frame) {
-  if (frame.header.kind != static_cast<uint8_t>(FrameKind::kVerify)) {
-    return volume_->Apply(*session_, frame.header, frame.ranges, frame.payload);
+  // Questions are answered before the acknowledgement that covers them.
+  const auto answer = [this](const Outcome& outcome, FrameKind kind, const auto& body) {
+    if (!outcome) {
+      AppendReply(kind, std::as_bytes(std::span(&body, 1)));
+    }
+    return outcome;
+  };
+  switch (static_cast<FrameKind>(frame.header.kind)) {
+    case FrameKind::kVerify: {
+      VerifiedBody verified;
+      return answer(volume_->Verify(*session_, frame.header, frame.ranges, verified), FrameKind::kVerified,
+                    verified);
+    }
+    case FrameKind::kConfirm: {
+      ConfirmedBody confirmed;
+      return answer(volume_->Confirm(*session_, frame.header, frame.ranges.front(), frame.payload, confirmed),
+                    FrameKind::kConfirmed, confirmed);
+    }
+    default:
+      return volume_->Apply(*session_, frame.header, frame.ranges, frame.payload);
   }
-  VerifiedBody verified;
-  const Outcome outcome = volume_->Verify(*session_, frame.header, frame.ranges, verified);
-  if (!outcome) {  // told before the acknowledgement that covers the frame
-    AppendReply(FrameKind::kVerified, std::as_bytes(std::span(&verified, 1)));
-  }
-  return outcome;
 }
 
 // Serves the barriers, then sends refusals and the acknowledgement, in this order.
@@ -365,6 +377,7 @@ void ReplicaSession::AppendReply(FrameKind kind, std::span<const std::byte> body
   header.kind = static_cast<uint8_t>(kind);
   header.epoch = volume_ == nullptr ? 0 : Raw(volume_->newest_epoch());
   header.session = session_ == nullptr ? 0 : Raw(session_->identity.id);
+  header.order = kind == FrameKind::kHelloAck ? kCanConfirm : 0;
   header.durable_sequence = session_ == nullptr ? 0 : session_->receiver.durable();
   header.payload_length = static_cast<uint32_t>(body.size());
   header.payload_crc = Crc32c(0, body);

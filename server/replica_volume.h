@@ -187,6 +187,10 @@ class ReplicaVolume {
   Outcome Verify(const Session& session, const FrameHeader& header, std::span<const WireRange> ranges,
                  VerifiedBody& verified);
 
+  // The answer to a confirm that the session's receiver admitted.
+  Outcome Confirm(Session& session, const FrameHeader& header, const WireRange& range,
+                  std::span<const std::byte> payload, ConfirmedBody& confirmed);
+
   struct Persisted {
     int error = 0;           // errno
     uint64_t operation = 0;  // highest durable operation

@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cerrno>
+#include <cstring>
+#include <vector>
 
 #include "replication/namespace_op.h"
 #include "server/replica_volume.h"
@@ -119,6 +121,24 @@ Outcome ReplicaVolume::Verify(const Session& session, const FrameHeader& header,
   verified.file = header.file;
   verified.range_count = header.range_count;
   return data_->Verify(FileId{header.file}, ranges, verified);
+}
+
+Outcome ReplicaVolume::Confirm(Session& session, const FrameHeader& header, const WireRange& range,
+                               std::span<const std::byte> payload, ConfirmedBody& confirmed) {
+  if (trailing_) {
+    return pmirror::server::Refusal{RefusalCode::kRecapture};
+  }
+  std::vector<BlockSum16> sums(payload.size() / sizeof(BlockSum16));
+  std::memcpy(sums.data(), payload.data(), payload.size());
+  confirmed = {};
+  confirmed.sequence = header.sequence;
+  confirmed.file = header.file;
+  std::shared_ptr<BackingFile> file;
+  const Outcome outcome = data_->Confirm(header, range, sums, applied_operation(), confirmed, file);
+  if (!outcome) {
+    session.touched.Add(file);  // its bytes may be another session's, and not durable
+  }
+  return outcome;
 }
 
 Outcome ReplicaVolume::ApplyOperation(Session& session, const FrameHeader& header,

@@ -5,6 +5,7 @@ are told not to be (P5, trap 7), and nothing hangs (P6)."""
 import errno
 import os
 import signal
+import subprocess
 
 from lib.cluster import ClusterTest, main, wait
 
@@ -168,6 +169,18 @@ class Primary(RestartTest):
         self.assert_becomes_equal(cluster)
 
 
+def received_bytes(netns):
+    """By all network devices of a namespace, but for loopback."""
+    lines = subprocess.run(["ip", "netns", "exec", netns, "cat", "/proc/net/dev"], check=True, capture_output=True, text=True).stdout.splitlines()
+    devices = (line.split(":") for line in lines if ":" in line)
+    return sum(int(counters.split()[0]) for name, counters in devices if name.strip() != "lo")
+
+
+def sum_of(lines, field):
+    """Of a number that each of the event's lines carries."""
+    return sum(int(word.split("=", 1)[1]) for line in lines for word in line.split() if word.startswith(field + "="))
+
+
 class Program(RestartTest):
     def test_trap7_stores_of_a_program_killed_before_its_sync_reach_the_replica_by_themselves(self):
         cluster = self.cluster()
@@ -179,6 +192,23 @@ class Program(RestartTest):
         for program in programs:
             program.kill()
         self.assert_becomes_equal(cluster)
+
+    def test_trap7_of_what_a_killed_program_had_mapped_only_the_difference_crosses_the_wire(self):
+        cluster = self.cluster(nodes=3, on_loss="suspend", deadline="60s")
+        pages = 16384
+        stepper = cluster.stepper("mapped", pages=pages, mapped=True)
+        other = cluster.stepper("mapped", pages=pages, mapped=True)
+        self.assertEqual([stepper.do("store", page, f"synced {page}") for page in range(0, pages, 64)], [0] * (pages // 64))
+        self.assertEqual(stepper.do("msync"), 0)
+        for page in (5, 64, 9000):
+            self.assertEqual(stepper.do("store", page, "never synced"), 0)
+        before = received_bytes(cluster.node("n2").netns)
+        stepper.kill()
+        # A sync of somebody else beside it.
+        self.assertEqual([other.do("store", 70, "by another"), other.do("msync", 70)], [0, 0])
+        wait(lambda: sum_of(cluster.events("n1", "mappings_compared"), "bytes") >= (pages - 1) * 4096, "the mapping is compared")
+        wait(lambda: not cluster.differences("n1", "n2") and not cluster.differences("n1", "n3"), "the copies are equal")
+        self.assertLess(received_bytes(cluster.node("n2").netns) - before, pages * 4096 // 16)
 
     def test_trap7_stores_of_a_program_killed_while_the_replica_was_away_reach_it_when_it_is_back(self):
         cluster = self.cluster(on_loss="suspend", deadline=f"{int(DEADLINE * 1000)}ms")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A block that a killed program may have stored to is compared with the replica's by its checksum, instead of being sent: which place that
 // comparison needs in the capture order so that no frame which is still on its way can undo its answer. Trap 7. docs/internals/resync.md
-// has the argument; nothing of it is built yet but the first way.
+// has the argument; fs/confirmation.cc is what was built of it.
 //
 // One block of two words; a value stands for its bytes, and stores bring old values back, because that is what fools a comparison. P stores
 // to both words, syncs them and is killed at any moment; Q stores to the second one and flushes it, without scan and ticket. Then the
@@ -45,6 +45,7 @@ struct State {
   uint8_t equal = 0;     // what the replica answered
   Frame asked;           // the confirmation: its image stands for the checksums
   uint8_t is_bytes = 0;  // `asked` carries the bytes themselves
+  uint8_t live = 0;      // R: 1 has stored, and its page is dirty; 2 stores nothing
 };
 
 enum class Way {
@@ -58,6 +59,8 @@ struct Rules {
   bool number_first = true;  // before the checksum is made of what the file holds
   bool enter_number = true;  // the replica does, as if the bytes had come
   bool in_one_step = true;   // comparison and entry, against other frames
+  bool live =
+      false;  // Q's frames carry both words, and a third program, R, may store to one of them and not sync it
 };
 
 class Confirm {
@@ -66,7 +69,8 @@ class Confirm {
 
   Model<State> Build() {
     AddProgram("P", &State::p, 0b11, {{1, 1}, {1, 0}, {0, 1}}, {{0, 0}, {1, 1}, {1, 0}}, true);
-    AddProgram("Q", &State::q, 0b10, {{1, 0}}, {{1, 2}, {1, 0}}, false);
+    AddProgram("Q", &State::q, rules_.live ? 0b11 : 0b10, {{1, 0}}, {{1, 2}, {1, 0}}, false);
+    AddLive();
     AddDaemon();
     model_.Anytime("kernel", "kills P", [](State& s) {
       if (s.killed != 0) {
@@ -83,7 +87,10 @@ class Confirm {
       if (s.q.pc != kFinished || s.daemon_pc != kFinished) {
         return "somebody waits for ever";
       }
-      return s.replica == s.primary ? "" : "the copies differ and nobody knows";
+      const int from = s.live == 1 ? 1 : 0;  // R's next sync sends its word, whatever it holds
+      return std::equal(s.replica.begin() + from, s.replica.end(), s.primary.begin() + from)
+                 ? ""
+                 : "the copies differ and nobody knows";
     };
     model_.describe = Describe;
     return model_;
@@ -138,6 +145,22 @@ class Confirm {
       p.Do("waits to be killed", [](State&) { return kBlocked; });
     } else {
       p.End();
+    }
+  }
+
+  void AddLive() {
+    if (!rules_.live) {
+      return;
+    }
+    for (const uint8_t choice : {1, 2}) {
+      model_.Anytime("R", choice == 1 ? "stores to the first word" : "stores nothing", [choice](State& s) {
+        if (s.live != 0) {
+          return false;
+        }
+        s.live = choice;
+        s.primary[0] = choice == 1 ? 2 : s.primary[0];
+        return true;
+      });
     }
   }
 
@@ -288,6 +311,9 @@ TEST(Trap7Confirm, AConfirmationWhoseNumberIsNotEnteredIsUndoneByAFrameOnItsWay)
 }
 TEST(Trap7Confirm, ANumberTakenAfterTheChecksumUndoesWhatWasStoredBetween) { Loses({.number_first = false}); }
 TEST(Trap7Confirm, ANumberEnteredAfterTheComparisonIsUndoneInBetween) { Loses({.in_one_step = false}); }
+
+TEST(Trap7Confirm, BesideAProgramWhoseStoresOthersCarryItMakesTheBlockEqual) { Holds({.live = true}); }
+TEST(Trap7Confirm, AndANumberTakenTooLateStillDoesNot) { Loses({.number_first = false, .live = true}); }
 
 }  // namespace
 }  // namespace pmirror::model

@@ -109,7 +109,8 @@ bool Session::TakeReplies() {
       case ReplyReader::Next::kRefusal:
         fault = sender_.OnRefusal(SessionId{replies_.header().session}, replies_.refusal());
         break;
-      case ReplyReader::Next::kVerified:  // nothing is verified here
+      case ReplyReader::Next::kVerified:  // nothing is verified or confirmed here
+      case ReplyReader::Next::kConfirmed:
       case ReplyReader::Next::kOther:
         break;
       case ReplyReader::Next::kHelloAck:

@@ -155,6 +155,9 @@ class TestVolume : public ClientVolume {
     }
     changed_.notify_all();
   }
+  void HoldDoubtful(const std::shared_ptr<ReplicatedFile>& file, Extent extent) override {
+    HoldDirty(file, {&extent, 1});
+  }
   int SyncOthers(const std::shared_ptr<ReplicatedFile>& file, Extent range, ProcessSerial asking,
                  Deadline deadline) override {
     std::unique_lock lock(mutex_);

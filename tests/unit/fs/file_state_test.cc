@@ -57,6 +57,30 @@ TEST_F(FileStateTest, Trap3_ACaptureThatFailsLeavesItsRangesDirty) {
   EXPECT_FALSE(flag());
 }
 
+TEST_F(FileStateTest, Trap7_WhatBecomesDoubtfulDuringACaptureIsDoubtfulBehindIt) {
+  file_->HoldDoubtful({0, 4096});
+  {
+    FileState::Capture capture(*file_, {0, 8192}, Set({4096, 100}));
+    EXPECT_EQ(capture.doubtful().extents(), (std::vector<Extent>{{0, 4096}}));
+    file_->HoldDoubtful({0, 1000});  // another program that had it mapped is killed
+    capture.Succeeded();
+  }
+  FileState::Capture next(*file_, {0, 8192}, {});
+  EXPECT_EQ(next.doubtful().extents(), (std::vector<Extent>{{0, 1000}}));
+  next.Succeeded();
+}
+
+TEST_F(FileStateTest, Trap7_WhatIsSettledIsNotDoubtfulAnyMore) {
+  file_->HoldDoubtful({0, 4096});
+  { const FileState::Capture fails(*file_, {0, 4096}, {}); }
+  {
+    FileState::Capture part(*file_, {1000, 1000}, {});
+    part.Succeeded();
+  }
+  FileState::Capture rest(*file_, {0, 4096}, Set({0, 4096}));
+  EXPECT_EQ(rest.doubtful().extents(), (std::vector<Extent>{{0, 1000}, {2000, 2096}}));
+}
+
 TEST_F(FileStateTest, Trap4_ASyncCapturesWhatAnotherCaptureHasUnderWayInsteadOfWaitingForIt) {
   file_->Hold({4096, 100});
   auto first = std::make_unique<FileState::Capture>(*file_, Extent{0, 8192}, ExtentSet{});

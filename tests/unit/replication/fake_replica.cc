@@ -7,6 +7,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -69,7 +72,8 @@ Result<Connector::Connection> FakeReplica::Connect(SessionId session, Sequence n
                     .resumed = {.received_sequence = resumed,
                                 .durable_sequence = resumed,
                                 .operation_received = 0,
-                                .credit_limit = window_}};
+                                .credit_limit = window_},
+                    .abilities = abilities_};
 }
 
 bool FakeReplica::ReadFully(int socket, void* to, size_t bytes) {
@@ -174,6 +178,30 @@ VerifiedBody FakeReplica::Verify(const Frame& frame) {
   return verified;
 }
 
+ConfirmedBody FakeReplica::Confirm(const Frame& frame) {
+  ConfirmedBody confirmed{};
+  confirmed.sequence = frame.header.sequence;
+  confirmed.file = frame.header.file;
+  Stored& file = files_[frame.header.file];
+  const WireRange range = frame.ranges.front();
+  for (size_t i = 0; i < range.length / kConfirmBlock; ++i) {
+    const uint64_t at = range.offset + i * kConfirmBlock;
+    if (at + kConfirmBlock > file.bytes.size()) {
+      break;
+    }
+    const XXH128_hash_t here = XXH3_128bits(file.bytes.data() + at, kConfirmBlock);
+    BlockSum16 asked;
+    std::memcpy(&asked, frame.payload.data() + i * sizeof asked, sizeof asked);
+    if (asked == BlockSum16{here.low64, here.high64}) {
+      confirmed.equal[i / 64] |= uint64_t{1} << (i % 64);
+      for (uint64_t byte = at; byte < at + kConfirmBlock; ++byte) {
+        file.order[byte] = std::max(file.order[byte], frame.header.order);
+      }
+    }
+  }
+  return confirmed;
+}
+
 void FakeReplica::SendReply(int socket, const Serving& serving, FrameKind kind,
                             std::span<const std::byte> body, size_t limit, bool slowly) {
   FrameHeader header{};
@@ -233,6 +261,11 @@ void FakeReplica::Serve(UniqueFd socket, SessionId session, uint64_t number) {
       if (frame.kind() == FrameKind::kVerify && answer.reaction != Reaction::kNoAnswer) {
         const VerifiedBody verified = Verify(frame);
         SendReply(socket.get(), serving, FrameKind::kVerified, std::as_bytes(std::span(&verified, 1)),
+                  SIZE_MAX, false);
+      }
+      if (frame.kind() == FrameKind::kConfirm && answer.reaction != Reaction::kNoAnswer) {
+        const ConfirmedBody confirmed = Confirm(frame);
+        SendReply(socket.get(), serving, FrameKind::kConfirmed, std::as_bytes(std::span(&confirmed, 1)),
                   SIZE_MAX, false);
       }
       serving.operation = frame.kind() == FrameKind::kNamespaceOp ? frame.header.order : serving.operation;
@@ -295,6 +328,11 @@ void FakeReplica::CutNow() {
   for (const int socket : open_sockets_) {
     ::shutdown(socket, SHUT_RDWR);
   }
+}
+
+void FakeReplica::SetAbilities(uint64_t abilities) {
+  const Lock lock(mutex_);
+  abilities_ = abilities;
 }
 
 void FakeReplica::Pause(bool paused) {

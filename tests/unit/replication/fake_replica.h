@@ -46,6 +46,8 @@ class FakeReplica : public Connector {
   // May be changed at any time; the script is called by the serving threads, one at a time.
   void SetScript(Script script);
   void SetWindow(uint64_t bytes);
+  // What its hello acks say from the next connection on.
+  void SetAbilities(uint64_t abilities);
   // Connect fails with this errno until it is 0 again.
   void SetConnectError(int error);
   // The connection is closed when this many more bytes have been read from it, wherever in a frame that is.
@@ -81,6 +83,7 @@ class FakeReplica : public Connector {
   bool Check(const Frame& frame, Serving& serving);
   void Apply(const Frame& frame);
   VerifiedBody Verify(const Frame& frame);
+  ConfirmedBody Confirm(const Frame& frame);
   void SendReply(int socket, const Serving& serving, FrameKind kind, std::span<const std::byte> body,
                  size_t limit, bool slowly);
 
@@ -92,6 +95,7 @@ class FakeReplica : public Connector {
   Script script_;
   uint64_t window_ = 1 << 20;
   int connect_error_ = 0;
+  uint64_t abilities_ = kCanConfirm;
   uint64_t cut_after_ = UINT64_MAX;
   bool paused_ = false;
   bool keep_ = true;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "recovery/block_checksums.h"
 #include "replication/crc32c.h"
 
 namespace pmirror::server {
@@ -145,6 +146,22 @@ Sequence ReplicaClient::Verify(uint64_t file, const std::vector<WireRange>& rang
   return header.sequence;
 }
 
+Sequence ReplicaClient::Confirm(uint64_t file, uint64_t order, uint64_t offset, const std::string& bytes,
+                                uint64_t size_generation) {
+  FrameHeader header = Header(FrameKind::kConfirm, kFlagAckWanted);
+  header.file = file;
+  header.order = order;
+  header.size_generation = size_generation;
+  std::vector<BlockSum16> sums;
+  for (auto left = std::as_bytes(std::span(bytes)); !left.empty(); left = left.subspan(kConfirmBlock)) {
+    const recovery::BlockSum sum = recovery::SumOf(left.first(kConfirmBlock));
+    sums.push_back({sum.low, sum.high});
+  }
+  const WireRange range{offset, bytes.size()};
+  SendBytes(EncodeFrame(header, {&range, 1}, std::as_bytes(std::span(sums))));
+  return header.sequence;
+}
+
 void ReplicaClient::SendBytes(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t sent = ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
@@ -220,6 +237,10 @@ std::optional<FrameHeader> ReplicaClient::ReadReply() {
     case FrameKind::kVerified:
       std::memcpy(&verified_.emplace_back(), body, sizeof(VerifiedBody));
       EXPECT_LT(ack_.received_sequence, verified_.back().sequence) << "acknowledged before it was answered";
+      break;
+    case FrameKind::kConfirmed:
+      std::memcpy(&confirmed_.emplace_back(), body, sizeof(ConfirmedBody));
+      EXPECT_LT(ack_.received_sequence, confirmed_.back().sequence) << "acknowledged before it was answered";
       break;
     case FrameKind::kHelloAck:
       std::memcpy(&hello_ack_, body, sizeof hello_ack_);

@@ -46,6 +46,9 @@ class ReplicaClient {
   Sequence Grant(SessionId session, uint64_t file, FrameKind kind = FrameKind::kGrant);
   Sequence Heartbeat();
   Sequence Verify(uint64_t file, const std::vector<WireRange>& ranges);
+  // Asks about the blocks of `bytes`, which are whole ones.
+  Sequence Confirm(uint64_t file, uint64_t order, uint64_t offset, const std::string& bytes,
+                   uint64_t size_generation = 0);
   void SendBytes(std::span<const std::byte> bytes);
 
   // Reads until an acknowledgement covers `sequence`; refusals on the way are kept. False: the connection
@@ -61,6 +64,7 @@ class ReplicaClient {
   // Code of the refusal of that frame, if it was refused.
   std::optional<RefusalCode> RefusalOf(Sequence sequence) const;
   const std::vector<VerifiedBody>& verified() const { return verified_; }
+  const std::vector<ConfirmedBody>& confirmed() const { return confirmed_; }
   int socket() const { return socket_.get(); }
   void Close() { socket_.Reset(); }
   Sequence next_sequence() const { return next_; }
@@ -78,6 +82,7 @@ class ReplicaClient {
   int acks_ = 0;
   std::vector<RefusalBody> refusals_;
   std::vector<VerifiedBody> verified_;
+  std::vector<ConfirmedBody> confirmed_;
 };
 
 }  // namespace pmirror::server

@@ -7,6 +7,9 @@ PMIRROR_CHAOS_ROUNDS faults of each kind (few by default), from PMIRROR_CHAOS_SE
 
 import os
 import random
+import signal
+import subprocess
+import tempfile
 import time
 
 from lib.cluster import ClusterTest, main, wait
@@ -17,6 +20,32 @@ SEED = int(os.environ.get("PMIRROR_CHAOS_SEED", str(random.randrange(1 << 31))))
 PROGRAMS = ("lmdb_writemap", "lmdb", "pmemobj", "mmap_all_ways", "sqlite", "raw_static")
 LONGEST_FAULT = 1.5  # seconds; the deadline is between nothing and that
 DEADLINE = "500ms"
+
+
+class Fio:
+    """Stores to a mapping, syncs now and then, and reads back what it wrote, until it is killed. With a thread: job processes leave the group."""
+
+    def __init__(self, cluster):
+        self._output = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            cluster.run_command("fio", "--name=fio", "--thread", f"--directory={cluster.mounted('')}", "--ioengine=mmap", "--rw=randrw", "--bs=4k", "--size=2m",
+                                "--fsync=16", "--verify=crc32c", "--verify_backlog=32", "--verify_fatal=1",
+                                "--verify_state_save=0", "--time_based", "--runtime=600", "--eta=never"),
+            stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def kill(self):
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def end(self):
+        """Kills it, and fails when it has read other bytes than it wrote."""
+        self.kill()
+        self._output.seek(0)
+        output = self._output.read()
+        self._output.close()
+        if "verify:" in output or "bad magic" in output:
+            raise AssertionError(output)
 
 
 class Chaos(ClusterTest):
@@ -32,7 +61,7 @@ class Chaos(ClusterTest):
         time.sleep(self.rng.uniform(0, longest))
 
     def start(self, cluster):
-        writers = {}
+        writers = {"fio": Fio(cluster)}
         for name in PROGRAMS:
             program, options, _, env = CASES[name]
             preload = name != "raw_static"
@@ -41,6 +70,7 @@ class Chaos(ClusterTest):
 
     def assert_whole(self, cluster, writers, acknowledged):
         """Ends the writers; everything that they, or their predecessors, saw acknowledged is in both copies, which are equal."""
+        writers.pop("fio").end()
         for name, writer in writers.items():
             writer.kill()
             acknowledged[name] = max(acknowledged.get(name, 0), writer.acknowledged()[0])
@@ -59,7 +89,8 @@ class Chaos(ClusterTest):
         for _ in range(self.rounds):
             writers = self.start(cluster)
             for name, writer in writers.items():
-                writer.wait_for(acknowledged.get(name, 0) + 3)
+                if name != "fio":
+                    writer.wait_for(acknowledged.get(name, 0) + 3)
             self.moment()
             fault(cluster, writers)
             self.assert_whole(cluster, writers, acknowledged)

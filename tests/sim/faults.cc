@@ -7,6 +7,17 @@
 namespace pmirror::sim {
 
 Task<> Node::Faults() {
+  if (const std::optional<PowerCut>& cut = world_.settings.only_cut; cut.has_value()) {
+    const uint64_t from = network_.messages;
+    while (network_.messages - from < cut->message && !healing_) {
+      co_await network_.sent.Wait(world_.settings.troubled + 1);
+    }
+    cut_ = !healing_;
+    if (cut_) {
+      world_.loop.Spawn(group_, cut->node == 0 ? RestartDaemon(true) : RestartReplica(cut->node - 1, true));
+    }
+    co_return;
+  }
   while (!healing_) {
     co_await world_.loop.Sleep(world_.rng().Between(2 * kMs, 60 * kMs));
     if (!healing_) {

@@ -33,6 +33,8 @@ void Connection::Send(Side from, std::vector<std::byte> bytes) {
   } else {
     Put(from, {.bytes = std::move(bytes)});
   }
+  ++network_.messages;
+  network_.sent.Notify();
 }
 
 void Connection::Put(Side from, Chunk chunk) {

@@ -69,7 +69,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
 class Network {
  public:
-  Network(World& world, size_t replicas) : world_(world), links_(replicas) {}
+  Network(World& world, size_t replicas) : sent(world.loop), world_(world), links_(replicas) {}
 
   World& world() { return world_; }
   std::shared_ptr<Connection> Connect(size_t replica);
@@ -89,7 +89,9 @@ class Network {
   // The replica's process (or its machine) is gone.
   void ReplicaGone(size_t replica, bool machine);
   void PrimaryGone();
-  bool damage = false;  // a bit in a stream now and then
+  bool damage = false;    // a bit in a stream now and then
+  uint64_t messages = 0;  // sent so far: each is a frame, or the answers to some
+  Signal sent;            // there is one more
 
  private:
   struct Link {

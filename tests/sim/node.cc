@@ -7,7 +7,6 @@
 namespace pmirror::sim {
 namespace {
 
-constexpr Time kTroubled = 900 * kMs;    // how long things go wrong
 constexpr Time kToSettle = 20000 * kMs;  // after which everything has to be in sync again
 constexpr uint64_t kCheckEvery = 64;     // events
 constexpr size_t kPrograms = 2;
@@ -115,7 +114,7 @@ std::string Node::Run() {
     if (world_.loop.events() % kCheckEvery == 0) {
       oracle_.Check();
     }
-    if (world_.now() > kTroubled && !finishing) {
+    if (world_.now() > world_.settings.troubled && !finishing) {
       finishing = true;
       Heal();
       settled_by = world_.now() + kToSettle;

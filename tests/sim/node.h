@@ -31,6 +31,7 @@ class Node {
   World& world() { return world_; }
   uint64_t acknowledged() const { return oracle_.acknowledged(); }
   uint64_t resyncs() const { return resyncs_; }
+  bool cut() const { return cut_; }  // Settings::only_cut has happened
 
  private:
   Task<> SetUp();
@@ -60,6 +61,7 @@ class Node {
   uint64_t mounts_ = 0;
   uint64_t resyncs_ = 0;
   bool healing_ = false;
+  bool cut_ = false;
   bool primary_busy_ = false;  // a fault of the node or its daemon is under way
   std::vector<bool> replica_busy_;
   Group group_;

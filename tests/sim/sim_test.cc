@@ -53,6 +53,50 @@ TEST(Simulation, ASeedReplaysExactly) {
   EXPECT_EQ(first.world().now(), second.world().now());
 }
 
+// Of one node each, behind every message of a short run: frames, acknowledgements and barriers. The long runs above cut it anywhere.
+class CutBehindEveryMessage {
+ public:
+  static constexpr uint64_t kMessages = kSanitized ? 30 : 200;
+  static constexpr size_t kNodes = 3;
+
+  // What the oracle says of the first run in which something is wrong; empty: of none.
+  std::string Run(OnLoss on_loss, Planted planted) {
+    Settings settings = SettingsOf(11);
+    settings.on_loss = on_loss;
+    settings.planted = planted;
+    settings.replicas = kNodes - 1;
+    settings.troubled = 60 * kMs;
+    for (size_t node = 0; node < kNodes; ++node) {
+      for (uint64_t message = 1; message <= kMessages; ++message) {
+        settings.only_cut = PowerCut{.message = message, .node = node};
+        Node run(settings);
+        if (std::string wrong = run.Run(); !wrong.empty()) {
+          return fmt::format("node {} behind message {}: {}\n{}", node, message, wrong, Traced(settings));
+        }
+        cuts += run.cut() ? 1 : 0;
+        acknowledged += run.acknowledged();
+      }
+    }
+    return "";
+  }
+
+  uint64_t cuts = 0;
+  uint64_t acknowledged = 0;
+};
+
+TEST(Simulation, P3_Trap18_APowerCutBehindEveryMessageOfAShortRunLosesNothing) {
+  for (const OnLoss on_loss : {OnLoss::kSuspend, OnLoss::kProceed}) {
+    CutBehindEveryMessage all;
+    EXPECT_EQ(all.Run(on_loss, Planted::kNone), "");
+    EXPECT_EQ(all.cuts, all.kNodes * all.kMessages) << "each came before its run had ended";
+    EXPECT_GT(all.acknowledged, all.cuts);
+  }
+}
+
+TEST(Simulation, TheSameCutsFindAnAcknowledgementBeforeTheBytesAreDurable) {
+  EXPECT_NE(CutBehindEveryMessage().Run(OnLoss::kSuspend, Planted::kAckBeforePersist), "");
+}
+
 class PlantedBug : public testing::TestWithParam<PlantedText> {};
 
 TEST_P(PlantedBug, IsFound) {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <string>
 
 #include "replication/volume_page.h"
@@ -23,6 +24,12 @@ constexpr size_t kMaxWords = kMaxSize / kWord;
 // Words of a page that programs store to.
 inline constexpr std::array<uint64_t, 4> kStoredWords = {0, 1, 100, 511};
 
+// In place of everything else that goes wrong: one node loses its power behind a certain message of the data connections.
+struct PowerCut {
+  uint64_t message = 0;  // counted from when programs begin
+  size_t node = 0;       // 0: the primary's, i: that of replica i - 1
+};
+
 struct Settings {
   uint64_t seed = 0;
   size_t replicas = 1;
@@ -32,6 +39,8 @@ struct Settings {
   uint64_t truncates = 4;  // of a hundred actions of a program
   Planted planted = Planted::kNone;
   bool trace = false;
+  Time troubled = 900 * kMs;  // how long things go wrong
+  std::optional<PowerCut> only_cut;
 };
 
 class World {

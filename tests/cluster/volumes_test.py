@@ -232,7 +232,7 @@ class Volumes(VolumesTest):
         cluster.wait_in_sync(seconds=60)
         with open(cluster.mounted("file"), encoding="utf-8") as file:
             self.assertEqual(file.read(), "kept")
-        self.assertEqual(cluster.events("n1", "resync_began"), [])
+        self.assertEqual(cluster.events("n2", "resync_began"), [])
 
 
 if __name__ == "__main__":

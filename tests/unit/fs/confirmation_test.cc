@@ -66,14 +66,22 @@ class ConfirmationTest : public VolumeReplicatorTest {
   }
 
   std::string content_;
-  FakeReplica::Answer to_confirm_;
-  std::function<void()> on_confirm_ = [] {};
+  using OnConfirm = std::function<FakeReplica::Answer()>;
+  // What a replica does with a question, on its thread.
+  void AnswerWith(OnConfirm answer) {
+    const std::lock_guard lock(mutex_);
+    on_confirm_ = std::move(answer);
+  }
 
  private:
   FakeReplica::Answer Note(const FakeReplica::Frame& frame, size_t i) {
     if (frame.kind() == FrameKind::kConfirm) {
-      on_confirm_();
-      return to_confirm_;
+      OnConfirm answer;
+      {
+        const std::lock_guard lock(mutex_);
+        answer = on_confirm_;
+      }
+      return answer();
     }
     const std::lock_guard lock(mutex_);
     sent_[i] += frame.kind() == FrameKind::kDataImage ? frame.payload.size() : 0;
@@ -81,6 +89,7 @@ class ConfirmationTest : public VolumeReplicatorTest {
   }
 
   std::mutex mutex_;
+  OnConfirm on_confirm_ = [] { return FakeReplica::Answer{}; };
   uint64_t sent_[2] = {0, 0};
 };
 
@@ -146,7 +155,7 @@ TEST_F(ConfirmationTest, P6WhereAReplicaRefusesOrIsSilentAllOfItIsSent) {
   Begin();
   for (const Reaction reaction : {Reaction::kRefuse, Reaction::kNoAnswer}) {
     const uint64_t before = Sent();
-    to_confirm_ = {.reaction = reaction};
+    AnswerWith([reaction] { return FakeReplica::Answer{.reaction = reaction}; });
     Store(3, reaction == Reaction::kRefuse ? '!' : '?');
     ProgramIsKilled();
     ASSERT_TRUE(Settled());
@@ -182,7 +191,10 @@ TEST_F(ConfirmationTest, P3WhoComesMeanwhileWasNotAskedAndGetsAllOfIt) {
   Begin(2, OnLoss::kProceed);
   page_->SetMembers(0b01, 0);
   replica(1).Spoil(kFile, 5 * kConfirmBlock);
-  on_confirm_ = [this] { page_->SetMembers(0b01, 0b10); };
+  AnswerWith([this] {
+    page_->SetMembers(0b01, 0b10);
+    return FakeReplica::Answer{};
+  });
   ProgramIsKilled();
   ASSERT_TRUE(Settled());
   EXPECT_EQ(Image(1), content_);

@@ -201,17 +201,21 @@ void BackgroundCheck::Look(const recovery::CheckRound::Step& step) {
   if (!ours.ok()) {
     if (!absl::IsNotFound(ours.status())) {
       NoteError(step.path, "", ours.status());
+      for (size_t i = 0; i < copies_.size(); ++i) {
+        findings_.NotCompared(i);
+      }
     }
     return;
   }
   for (size_t i = 0; i < copies_.size() && !stopping(); ++i) {
-    if (set_.member(i) || set_.trailing(i)) {
-      Compare(i, step, *ours);
+    if ((!set_.member(i) && !set_.trailing(i)) || !Compare(i, step, *ours)) {
+      findings_.NotCompared(i);
     }
   }
 }
 
-void BackgroundCheck::Compare(size_t replica, const recovery::CheckRound::Step& step,
+// False: not all of it.
+bool BackgroundCheck::Compare(size_t replica, const recovery::CheckRound::Step& step,
                               const recovery::BlockChecksums& ours) {
   const absl::StatusOr<recovery::BlockChecksums> theirs =
       copies_[replica].tree->Checksums(step.file, step.extent, recovery::kVerifyBlock);
@@ -225,14 +229,16 @@ void BackgroundCheck::Compare(size_t replica, const recovery::CheckRound::Step& 
   } else if (absl::IsNotFound(theirs.status())) {
     suspicious = {step.extent.offset, std::min<uint64_t>(step.extent.length, recovery::kVerifyPage)};
   } else {
-    return NoteError(step.path, options_.copies[replica].node, theirs.status());
+    NoteError(step.path, options_.copies[replica].node, theirs.status());
+    return false;
   }
   ExtentSet different;  // neighbours become one
   ExtentSet busy;
   if (suspicious.length != 0) {
     const absl::StatusOr<recovery::SettledRange> settled = Settle(replica, step.file, suspicious);
     if (!settled.ok()) {
-      return NoteError(step.path, options_.copies[replica].node, settled.status());
+      NoteError(step.path, options_.copies[replica].node, settled.status());
+      return false;
     }
     if (settled->missing) {
       findings_.Differs(replica, {step.file, step.path, {}});
@@ -245,6 +251,7 @@ void BackgroundCheck::Compare(size_t replica, const recovery::CheckRound::Step& 
     findings_.Differs(replica, {step.file, step.path, range});
   }
   findings_.Compared(replica, step.extent.length, busy.bytes());
+  return busy.empty();
 }
 
 absl::StatusOr<recovery::SettledRange> BackgroundCheck::Settle(size_t replica, FileId file, Extent extent) {

@@ -66,7 +66,7 @@ class BackgroundCheck {
   void GoRound(recovery::CheckRound& round, Clock::duration worked);
   bool RestBeforeStep(Clock::time_point due);
   void Look(const recovery::CheckRound::Step& step);
-  void Compare(size_t replica, const recovery::CheckRound::Step& step, const recovery::BlockChecksums& ours);
+  bool Compare(size_t replica, const recovery::CheckRound::Step& step, const recovery::BlockChecksums& ours);
   void LookAgain();
   absl::StatusOr<recovery::SettledRange> Settle(size_t replica, FileId file, Extent extent);
   bool MayLook() const;

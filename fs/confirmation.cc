@@ -27,6 +27,7 @@ struct Asking {
   const VolumePage& page;
   const std::span<DataSession* const> sessions;
   SyncObserver& observer;
+  const std::chrono::nanoseconds patience;
   const SetWord set;
 
   // Nobody has come or left, and the asker still wants to know.
@@ -48,8 +49,8 @@ class Question {
   Question(const Question&) = delete;
   Question& operator=(const Question&) = delete;
 
-  // Adds to `equal` what every replica holds.
-  Answered Ask(Extent range, ExtentSet& equal);
+  // Adds what every replica holds.
+  Answered Ask(Extent range, Confirmed& confirmed);
 
  private:
   bool Prepare();
@@ -77,7 +78,7 @@ bool Question::Prepare() {
 }
 
 // The number first, then what the file holds: the other way round a store in between would be lost behind it.
-Answered Question::Ask(Extent range, ExtentSet& equal) {
+Answered Question::Ask(Extent range, Confirmed& confirmed) {
   if (!Prepare()) {
     return Answered::kNothing;
   }
@@ -103,11 +104,12 @@ Answered Question::Ask(Extent range, ExtentSet& equal) {
                    return BlockSum16{sum.low, sum.high};
                  });
   const Answered answered = SendToAll(*order, {range.offset, whole * kConfirmBlock}, sums);
+  confirmed.compared += answered == Answered::kYes ? whole * kConfirmBlock : 0;
   for (size_t block = 0; block < whole && answered == Answered::kYes; ++block) {
     bool same = true;
     ForEach(begun_, [&](size_t replica) { same = same && answers_[replica].is_equal(block); });
     if (same) {
-      equal.Add({range.offset + block * kConfirmBlock, kConfirmBlock});
+      confirmed.equal.Add({range.offset + block * kConfirmBlock, kConfirmBlock});
     }
   }
   return answered;
@@ -126,7 +128,7 @@ Answered Question::SendToAll(const Order& order, const WireRange& range, std::sp
   frame.ranges = {&range, 1};
   frame.payload = std::as_bytes(sums);
   const Deadline deadline = Deadline::After(
-      std::min<Deadline::Duration>(kConfirmPatience, std::chrono::nanoseconds(asking_.page.deadline_ns / 8)));
+      std::min<Deadline::Duration>(asking_.patience, std::chrono::nanoseconds(asking_.page.deadline_ns / 8)));
   Answered all = Answered::kYes;
   ForEach(asking_.set.sent_to(), [&](size_t replica) {
     CaptureInFlight& capture = captures_[replica];
@@ -165,23 +167,24 @@ Answered Question::AwaitFrom(size_t replica, Deadline deadline) {
 
 }  // namespace
 
-ExtentSet ConfirmBlocks(FileState& file, const ExtentSet& extents, const VolumePage& page,
-                        std::span<DataSession* const> sessions, SyncObserver& observer) {
-  const Asking asking{file, page, sessions, observer, LoadSet(page)};
-  ExtentSet equal;
+Confirmed ConfirmBlocks(FileState& file, const ExtentSet& extents, const VolumePage& page,
+                        std::span<DataSession* const> sessions, SyncObserver& observer,
+                        std::chrono::nanoseconds patience) {
+  const Asking asking{file, page, sessions, observer, patience, LoadSet(page)};
+  Confirmed confirmed;
   for (const Extent& extent : extents.extents()) {
     uint64_t at = BlocksUp(extent.offset) * kConfirmBlock;
     const uint64_t end = std::min(extent.end() / kConfirmBlock, BlocksUp(file.size())) * kConfirmBlock;
     while (at < end) {
       const Extent range{at, std::min(kConfirmBytes, end - at)};
-      if (!asking.GoesOn() || equal.extent_count() > kMostPieces ||
-          Question(asking).Ask(range, equal) == Answered::kNothing) {
-        return equal;
+      if (!asking.GoesOn() || confirmed.equal.extent_count() > kMostPieces ||
+          Question(asking).Ask(range, confirmed) == Answered::kNothing) {
+        return confirmed;
       }
       at = range.end();
     }
   }
-  return equal;
+  return confirmed;
 }
 
 }  // namespace pmirror::fs

@@ -21,11 +21,17 @@ constexpr uint64_t kConfirmBytes = 512 << 10;
 // A replica that is silent for longer gets the bytes: the caller has its own patience, and this is on top of it.
 constexpr std::chrono::milliseconds kConfirmPatience{2000};
 
+struct Confirmed {
+  ExtentSet equal;
+  uint64_t compared = 0;  // bytes that every replica has answered for
+};
+
 // Of `extents` the blocks of kConfirmBlock bytes that whoever syncs are sent to holds as they are here, which no older frame changes any more. Proven
 // for the set that there was when it was called: when the set is another one afterwards, it says nothing. What is not in the answer is to be sent. It
-// gives up when a replica is silent for kConfirmPatience or an eighth of the volume's deadline, trails, cannot be asked, or `observer` is
+// gives up when a replica is silent for `patience` or an eighth of the volume's deadline, trails, cannot be asked, or `observer` is
 // interrupted; and leaves out what has other bytes, or a size that changes.
-ExtentSet ConfirmBlocks(FileState& file, const ExtentSet& extents, const VolumePage& page,
-                        std::span<DataSession* const> sessions, SyncObserver& observer);
+Confirmed ConfirmBlocks(FileState& file, const ExtentSet& extents, const VolumePage& page,
+                        std::span<DataSession* const> sessions, SyncObserver& observer,
+                        std::chrono::nanoseconds patience);
 
 }  // namespace pmirror::fs

@@ -43,6 +43,7 @@ void CopyFindings::RoundBegan(uint64_t bytes) {
   const std::lock_guard lock(mutex_);
   for (Replica& replica : replicas_) {
     replica.round_more = false;
+    replica.round_whole = true;
   }
   round_bytes_ = bytes;
   round_done_ = 0;
@@ -52,7 +53,7 @@ void CopyFindings::RoundEnded() {
   const std::lock_guard lock(mutex_);
   ++rounds_;
   for (Replica& replica : replicas_) {
-    replica.more = replica.round_more;
+    replica.more = replica.round_more || (replica.more && !replica.round_whole);
     TellIfEqual(replica);
   }
 }
@@ -60,6 +61,11 @@ void CopyFindings::RoundEnded() {
 void CopyFindings::Looked(uint64_t bytes) {
   const std::lock_guard lock(mutex_);
   round_done_ += bytes;
+}
+
+void CopyFindings::NotCompared(size_t replica) {
+  const std::lock_guard lock(mutex_);
+  replicas_[replica].round_whole = false;
 }
 
 void CopyFindings::Compared(size_t replica, uint64_t bytes, uint64_t busy) {
@@ -109,12 +115,12 @@ void CopyFindings::Verified(const std::string& node, const recovery::VerifyResul
                        .differences = result.differences.size(),
                        .busy = result.busy.size()};
     replica.verify_says = !result.differences.empty();
-    replica.more = replica.more && replica.verify_says;
     if (replica.verify_says) {
       const recovery::Difference& first = result.differences.front();
       Tell(replica, "verify", first.path, recovery::Name(first.what), first.extent);
     } else if (result.busy.empty()) {  // else one of the places may be among what could not be compared
       replica.places.clear();
+      replica.more = replica.round_more = false;
       TellEqual(replica);
     }
   }

@@ -41,6 +41,8 @@ class CopyFindings {
   void RoundEnded();
   void Looked(uint64_t bytes);  // of the round's
   // So much was compared with the replica; of that, programs stored to `busy` bytes all the time.
+  // Some of it was not compared in this round: nobody answered, or programs stored to it without a pause.
+  void NotCompared(size_t replica);
   void Compared(size_t replica, uint64_t bytes, uint64_t busy);
   void Differs(size_t replica, const Place& place);
   std::vector<Place> Known(size_t replica) const;
@@ -64,6 +66,7 @@ class CopyFindings {
     std::vector<Place> places;
     bool more = false;        // differs in further places that are not kept, as of the last complete round
     bool round_more = false;  // likewise, of this one
+    bool round_whole = true;  // everything was compared in this round so far
     bool told = false;        // copies_differ, and not yet copies_equal
     bool verify_says =
         false;  // the last verify found differences: only another one can say that they are gone

@@ -12,9 +12,11 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "recovery/backing_owner.h"
+#include "recovery/inventory.h"
 #include "recovery/random_value.h"
 #include "replication/write_tracker.h"
 
@@ -27,6 +29,8 @@ constexpr std::chrono::seconds kProofDeadline{10};  // of write tracking, on a f
 constexpr milliseconds kLeaveTimeout{15000};
 constexpr milliseconds kRevokeDeadline{200};
 constexpr size_t kStagingBytes = (kMaxFrame + kPageSize - 1) / kPageSize * kPageSize;
+
+static_assert(std::string_view(kPrivateDirectory) == recovery::kOwnDirectory);
 
 const FileState& StateOf(const ReplicatedFile& file) { return static_cast<const FileState&>(file); }
 

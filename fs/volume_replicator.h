@@ -23,6 +23,7 @@
 
 #include "absl/status/status.h"
 
+#include "fs/confirmation.h"
 #include "fs/event_sink.h"
 #include "fs/file_state.h"
 #include "fs/foreign_stores.h"
@@ -54,6 +55,8 @@ class VolumeReplicator final : public Replicator, private SyncObserver {
     recovery::MarkMap* marks = nullptr;  // null: nothing is recorded, which suits tests only
     // The policy is to go on, and this replica refuses what it is sent. Any thread.
     std::function<void(size_t replica, int error)> refused = [](size_t, int) {};
+    // See fs/confirmation.h.
+    std::chrono::nanoseconds confirm_patience = kConfirmPatience;
     // Makes the whole backing directory durable; 0 or an errno.
     std::function<int()> sync_backing = [] { return 0; };
   };

@@ -6,7 +6,6 @@
 #include <string>
 #include <utility>
 
-#include "fs/confirmation.h"
 #include "fs/volume_replicator.h"
 
 namespace pmirror::fs {
@@ -98,12 +97,13 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
     DescriptorSource source(file.backing_fd());
     const bool caller = sender == Sender::kCaller;
     const SetWord set = LoadSet(page_.page());
-    ExtentSet equal;
+    Confirmed confirmed;
     ExtentSet unequal = capture.extents();
     if (!capture.doubtful().empty()) {
       SyncObserver& observer = caller ? static_cast<SyncObserver&>(*this) : own_waits_;
-      equal = ConfirmBlocks(file, capture.doubtful(), page_.page(), sessions_, observer);
-      for (const Extent& extent : equal.extents()) {
+      confirmed = ConfirmBlocks(file, capture.doubtful(), page_.page(), sessions_, observer,
+                                options_.confirm_patience);
+      for (const Extent& extent : confirmed.equal.extents()) {
         unequal.Remove(extent);
       }
     }
@@ -111,10 +111,10 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
     if (!unequal.empty() || level == WaitLevel::kDurable) {
       error = replication.Replicate(file.target(), unequal.extents(), source, level, local).code;
     }
-    if (error == 0 && !equal.empty() && LoadSet(page_.page()).raw != set.raw) {
+    if (error == 0 && !confirmed.equal.empty() && LoadSet(page_.page()).raw != set.raw) {
       // Others than those who were asked count now.
-      error = replication.Replicate(file.target(), equal.extents(), source, level, nullptr).code;
-      equal.Clear();
+      error = replication.Replicate(file.target(), confirmed.equal.extents(), source, level, nullptr).code;
+      confirmed.equal.Clear();
     }
     if (level == WaitLevel::kReceived) {
       // Counted when it has arrived (or may have): a barrier that began before does not cover it. Until then the capture keeps the flag up.
@@ -122,12 +122,12 @@ int VolumeReplicator::TrySend(FileState& file, FileState::Capture& capture, Wait
       ++changes_;
     }
     if (error == 0) {
-      if (!capture.doubtful().empty()) {
+      if (confirmed.compared != 0) {
         events_.Report(Severity::kInfo, "mappings_compared",
                        {{"volume", options_.volume_name},
                         {"file", std::to_string(Raw(file.id()))},
-                        {"bytes", std::to_string(capture.doubtful().bytes())},
-                        {"equal", std::to_string(equal.bytes())}});
+                        {"bytes", std::to_string(confirmed.compared)},
+                        {"equal", std::to_string(confirmed.equal.bytes())}});
       }
       capture.Succeeded();
       if (level == WaitLevel::kDurable) {

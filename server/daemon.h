@@ -2,6 +2,7 @@
 // Everything that runs in a daemon, with server/main.cc the composition root: these files see every part and bind the parts together.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -77,6 +78,9 @@ class Daemon : public VolumeChanges {
   void Remember(const VolumeConfig& volume);
   absl::Status Forget(const VolumeConfig& volume);
   absl::Status BeginCopy(const VolumeConfig& volume, bool made);
+  absl::StatusOr<bool> EndCopy(const Uuid& uuid);
+  bool Serves(const Uuid& uuid) const;
+  absl::Status Make(const VolumeConfig& volume, const std::string& section, absl::Status& undone);
   absl::Status Unmake(const VolumeConfig& volume);
   std::optional<VolumeConfig> Find(const Uuid& uuid) const;
   std::optional<VolumeConfig> FindNamed(const std::string& name) const;
@@ -125,7 +129,7 @@ class Daemon : public VolumeChanges {
 
   std::mutex watch_mutex_;
   std::condition_variable watch_ends_;
-  bool watching_ = false;  // guarded by watch_mutex_
+  std::atomic<bool> watching_ = false;  // written under watch_mutex_
   std::thread watch_;
   std::thread replicas_watch_;  // makes calls to other nodes, which may take long
   // Of that one: since when a replica of a volume with spares has been gone, and when what failed is tried again.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// One change of volumes at a time, whoever asks for it. Part of daemon.h.
+// One change of volumes at a time, whoever asks for it, and what is said of one that failed. Part of daemon.h.
 #pragma once
 
 #include <mutex>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "server/daemon.h"
 
 namespace pmirror::server {
@@ -34,5 +35,13 @@ class Daemon::Change {
   Daemon& daemon_;
   bool taken_ = false;
 };
+
+// Of a step that failed, and of what was to undo those before it.
+inline absl::Status WithWhatIsLeft(const absl::Status& failure, const absl::Status& undone) {
+  return undone.ok() ? failure
+                     : absl::Status(failure.code(),
+                                    absl::StrCat(failure.message(),
+                                                 "; and not all could be undone: ", undone.message()));
+}
 
 }  // namespace pmirror::server

@@ -8,23 +8,18 @@
 #include <utility>
 #include <vector>
 
+#include "fs/uuid_bytes.h"
 #include "recovery/backing_owner.h"
 #include "server/control_messages.h"
 #include "server/daemon.h"
+#include "server/daemon_change.h"
 #include "server/event_log.h"
 #include "server/volume_store.h"
 
 namespace pmirror::server {
 namespace {
 
-absl::StatusOr<Uuid> UuidOf(const std::string& bytes) {
-  Uuid uuid{};
-  if (bytes.size() != uuid.size()) {
-    return absl::InvalidArgumentError("a uuid has 16 bytes");
-  }
-  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(uuid.data()));
-  return uuid;
-}
+constexpr char kNoUuid[] = "a uuid has 16 bytes";
 
 // A copy is to be filled there: nothing of anybody else's may be in it.
 absl::Status CheckForCopy(const VolumeConfig& volume, const std::string& node) {
@@ -44,9 +39,9 @@ absl::Status CheckForCopy(const VolumeConfig& volume, const std::string& node) {
 
 absl::Status Daemon::HoldCopy(const control::HoldCopyRequest& request) {
   const std::lock_guard lock(copies_mutex_);
-  const absl::StatusOr<Uuid> uuid = UuidOf(request.volume());
-  if (!uuid.ok()) {
-    return uuid.status();
+  const std::optional<Uuid> uuid = fs::UuidOf(request.volume());
+  if (!uuid.has_value()) {
+    return absl::InvalidArgumentError(kNoUuid);
   }
   std::optional<VolumeConfig> volume = Find(*uuid);
   const bool made = !volume.has_value();
@@ -75,9 +70,7 @@ absl::Status Daemon::HoldCopy(const control::HoldCopyRequest& request) {
     return absl::InvalidArgumentError(
         fmt::format("{} is none of the nodes of volume {}", config_.name, volume->name));
   }
-  const std::vector<ServedVolume> served = served_.All();
-  if (std::none_of(served.begin(), served.end(),
-                   [&](const auto& one) { return one.config->uuid == *uuid; })) {
+  if (!Serves(*uuid)) {
     if (absl::Status status = BeginCopy(*volume, made); !status.ok()) {
       return status;
     }
@@ -87,33 +80,61 @@ absl::Status Daemon::HoldCopy(const control::HoldCopyRequest& request) {
   return Update(*uuid, [&](VolumeConfig& known) { SetMembers(request.members(), known); });
 }
 
-// Known, then served; `made`: it was not known before, and is not after an error.
+// Served, then known; `made`: it was not known before, and is not after an error. A crash in between leaves a directory that the next request finds.
 absl::Status Daemon::BeginCopy(const VolumeConfig& volume, bool made) {
   absl::Status status = MakeDirectories({volume.backing, volume.mount});
   if (status.ok()) {
     status = CheckForCopy(volume, config_.name);
   }
-  if (status.ok() && made) {
-    status = StoreVolume(config_, volume);
+  if (status.ok()) {
+    status = OpenReplica(volume);
   }
-  if (!status.ok()) {
+  if (!status.ok() || !made) {
     return status;
   }
-  if (made) {
-    Remember(volume);
+  status = StoreVolume(config_, volume);
+  if (!status.ok()) {
+    const absl::StatusOr<bool> ended = EndCopy(volume.uuid);
+    return WithWhatIsLeft(status, ended.status());
   }
-  status = OpenReplica(volume);
-  if (!status.ok() && made) {
-    Forget(volume).IgnoreError();  // what is left is a file of a volume that nobody has a copy of
-  }
+  Remember(volume);
   return status;
+}
+
+bool Daemon::Serves(const Uuid& uuid) const {
+  const std::vector<ServedVolume> served = served_.All();
+  return std::any_of(served.begin(), served.end(),
+                     [&](const ServedVolume& one) { return one.config->uuid == uuid; });
+}
+
+// True: it never took part. After an error it is served as before.
+absl::StatusOr<bool> Daemon::EndCopy(const Uuid& uuid) {
+  if (!Serves(uuid)) {
+    return false;
+  }
+  ReplicaVolume* replica = nullptr;
+  {
+    const std::lock_guard volumes(volumes_mutex_);
+    for (const std::unique_ptr<ReplicaVolume>& one : replicas_) {
+      replica =
+          one->options().uuid == uuid ? one.get() : replica;  // the last: those before it are served no more
+    }
+  }
+  listener_->Remove(*replica);
+  absl::StatusOr<bool> unused = replica->Retire();
+  if (unused.ok()) {
+    served_.Remove(uuid);
+  } else {
+    listener_->Add(*replica);
+  }
+  return unused;
 }
 
 absl::Status Daemon::DropCopy(const control::DropCopyRequest& request) {
   const std::lock_guard lock(copies_mutex_);
-  const absl::StatusOr<Uuid> uuid = UuidOf(request.volume());
-  if (!uuid.ok()) {
-    return uuid.status();
+  const std::optional<Uuid> uuid = fs::UuidOf(request.volume());
+  if (!uuid.has_value()) {
+    return absl::InvalidArgumentError(kNoUuid);
   }
   std::optional<VolumeConfig> volume = Find(*uuid);
   if (!volume.has_value()) {
@@ -128,20 +149,7 @@ absl::Status Daemon::DropCopy(const control::DropCopyRequest& request) {
       !status.ok()) {
     return status;
   }
-  ReplicaVolume* replica = nullptr;
-  {
-    const std::lock_guard volumes(volumes_mutex_);
-    for (const std::unique_ptr<ReplicaVolume>& one : replicas_) {
-      replica =
-          one->options().uuid == *uuid ? one.get() : replica;  // the last: those before it are served no more
-    }
-  }
-  served_.Remove(*uuid);
-  if (replica == nullptr) {
-    return absl::OkStatus();
-  }
-  listener_->Remove(*replica);
-  const absl::StatusOr<bool> unused = replica->Retire();
+  const absl::StatusOr<bool> unused = EndCopy(*uuid);
   if (!unused.ok()) {
     return unused.status();
   }

@@ -34,7 +34,7 @@ void Daemon::FinishReplacing() {
   for (const VolumeConfig& seen : Volumes()) {
     for (const auto& [old, fresh] : seen.replacing) {
       const fs::PrimaryVolume* const primary = PrimaryOf(seen);
-      if (primary == nullptr || Clock::now() < replace_again_) {
+      if (primary == nullptr || !watching_ || Clock::now() < replace_again_) {
         continue;
       }
       const std::vector<std::string> needed = primary->RequiredNodes();
@@ -66,7 +66,7 @@ void Daemon::DraftSpares() {
   const Clock::time_point now = Clock::now();
   const std::set<std::string> reachable = Reachable();
   for (const VolumeConfig& seen : Volumes()) {
-    if (seen.spares.empty() || PrimaryOf(seen) == nullptr) {
+    if (seen.spares.empty() || !watching_ || PrimaryOf(seen) == nullptr) {
       continue;
     }
     for (const std::string& node : seen.NodesBut(config_.name)) {

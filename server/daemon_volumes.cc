@@ -4,12 +4,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <filesystem>
 #include <set>
-#include <system_error>
 #include <utility>
 
+#include "fs/uuid_bytes.h"
 #include "proto/control_client.h"
 #include "recovery/backing_owner.h"
 #include "recovery/give_ids.h"
@@ -26,22 +27,14 @@ namespace pmirror::server {
 namespace {
 
 constexpr std::chrono::milliseconds kTellTimeout{20000};
+constexpr std::array kOfACopy = {".copy", ".marks"};  // files of the state directory
 
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
-
-std::string BytesOf(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
 
 absl::Status GiveIds(const std::filesystem::path& directory) {
   const UniqueFd root(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   return root.valid() ? recovery::GiveIds(root.get()).status()
                       : absl::ErrnoToStatus(errno, fmt::format("cannot open {}", directory.string()));
-}
-
-// Of a step that failed, and of what was to undo those before it.
-absl::Status WithWhatIsLeft(const absl::Status& failure, const absl::Status& undone) {
-  return undone.ok() ? failure
-                     : absl::Status(failure.code(), fmt::format("{}; and not all could be undone: {}",
-                                                                Text(failure), Text(undone)));
 }
 
 // Who has a copy or stands ready for one.
@@ -140,7 +133,7 @@ fs::PrimaryVolume::Replica Daemon::Described(const VolumeConfig& volume, const s
 absl::Status Daemon::TellHold(const VolumeConfig& volume, const std::string& node, const std::string& section,
                               bool places_named) const {
   control::HoldCopyRequest request;
-  request.set_volume(BytesOf(volume.uuid));
+  request.set_volume(fs::UuidBytes(volume.uuid));
   request.set_node(config_.name);
   request.set_section(section);
   request.set_places_named(places_named);
@@ -150,7 +143,7 @@ absl::Status Daemon::TellHold(const VolumeConfig& volume, const std::string& nod
 
 absl::Status Daemon::TellDrop(const VolumeConfig& volume, const std::string& node) const {
   control::DropCopyRequest request;
-  request.set_volume(BytesOf(volume.uuid));
+  request.set_volume(fs::UuidBytes(volume.uuid));
   request.set_node(config_.name);
   *request.mutable_members() = MembersOf(volume);
   return proto::ControlClient(config_.Peer(node)->control).DropCopy(request, kTellTimeout).status();
@@ -211,11 +204,13 @@ absl::Status Daemon::CheckNew(const control::CreateVolumeRequest& request, Volum
   if (absl::Status status = MakeDirectories({volume.backing, volume.mount}); !status.ok()) {
     return status;
   }
-  const std::filesystem::path record = config_.state_dir / (volume.name + ".copy");
-  if (std::filesystem::exists(record)) {
-    return absl::FailedPreconditionError(fmt::format(
-        "{} is the record of a copy that was called {}, too; choose another name, or move it away",
-        record.string(), volume.name));
+  for (const char* suffix : kOfACopy) {
+    const std::filesystem::path left = config_.state_dir / (volume.name + suffix);
+    if (std::filesystem::exists(left)) {
+      return absl::FailedPreconditionError(
+          fmt::format("{} is of a copy that was called {}, too; choose another name, or move it away",
+                      left.string(), volume.name));
+    }
   }
   if (recovery::FindOwner(volume.backing.string()).has_value()) {
     return absl::FailedPreconditionError(
@@ -256,19 +251,15 @@ absl::Status Daemon::CreateVolume(const control::CreateVolumeRequest& request) {
       told.push_back(node);  // also after an error: it may have done so, and its answer be lost
     }
   }
+  absl::Status undone;
   if (status.ok()) {
-    status = StoreVolume(config_, volume);
+    status = Make(volume, request.sections().at(config_.name), undone);
   }
   if (status.ok()) {
-    status = MountPrimary(volume);
-  }
-  if (status.ok()) {
-    Remember(volume);
     LogEvent(LogLevel::kInfo, "volume_created",
              {{"volume", volume.name}, {"backing", volume.backing.string()}});
     return status;
   }
-  absl::Status undone = Unmake(volume);
   VolumeConfig without = volume;
   without.nodes = {config_.name};
   without.spares.clear();
@@ -278,11 +269,34 @@ absl::Status Daemon::CreateVolume(const control::CreateVolumeRequest& request) {
   return WithWhatIsLeft(status, undone);
 }
 
-// Of a volume that could not be mounted as its primary for the first time: nothing is left but what was there before, and empty directories.
+// Here; the others hold their copies. `undone`: after an error, what came of undoing it.
+absl::Status Daemon::Make(const VolumeConfig& volume, const std::string& section, absl::Status& undone) {
+  const std::lock_guard lock(copies_mutex_);  // somebody else's volume of that name may have come meanwhile
+  absl::Status status = Read(section, "the new volume", Uuid{}).status();
+  if (!status.ok()) {
+    return status;
+  }
+  status = StoreVolume(config_, volume);
+  if (status.ok()) {
+    status = MountPrimary(volume);
+  }
+  if (status.ok()) {
+    Remember(volume);
+  } else {
+    undone = Unmake(volume);
+  }
+  return status;
+}
+
+// Of a volume that could not be mounted as its primary for the first time: nothing is left but what was there before, the ids of files that were adopted,
+// and empty directories.
 absl::Status Daemon::Unmake(const VolumeConfig& volume) {
   absl::Status status = Forget(volume);
-  for (const char* suffix : {".copy", ".marks"}) {
+  for (const char* suffix : kOfACopy) {
     status.Update(recovery::RemoveFile((config_.state_dir / (volume.name + suffix)).string()));
+  }
+  if (recovery::FindOwner(volume.backing.string()) != volume.uuid) {
+    return status;
   }
   const std::string own = (volume.backing / recovery::kOwnDirectory).string();
   const UniqueFd directory(::open(own.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -346,16 +360,16 @@ absl::Status Daemon::Add(const VolumeConfig& volume, const std::string& node, co
   };
   VolumeConfig wanted = volume;
   with(wanted);
-  if (absl::Status status = TellHold(wanted, node, section.toml, section.places_named); !status.ok()) {
-    return status;
+  absl::Status status = TellHold(wanted, node, section.toml, section.places_named);
+  if (status.ok()) {
+    status = Update(volume.uuid, with);
   }
-  absl::Status status = Update(volume.uuid, with);
   if (status.ok()) {
     status = PrimaryOf(volume)->AddReplica(Described(wanted, node));
-    if (status.ok()) {
-      TellOthers(*Find(volume.uuid));
-      return status;
-    }
+  }
+  if (status.ok()) {
+    TellOthers(*Find(volume.uuid));
+    return status;
   }
   absl::Status undone = Update(volume.uuid, [&](VolumeConfig& edited) {
     std::erase(edited.nodes, node);

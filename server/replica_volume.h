@@ -160,7 +160,7 @@ class ReplicaVolume {
   // Ends all sessions and makes everything durable: before the daemon exits. Idempotent.
   absl::Status Shutdown();
   // Shutdown, for good: the volume refuses what is asked of it from here on, and lets go of the backing directory, which may be served anew. A copy
-  // that never took part leaves no record behind and nobody's mark in the directory. True: it was such a one. After an error it is served as before.
+  // that never took part leaves no record behind and nobody's mark in the directory. True: it was such a one. After an error it is as before, but for a resync, which has to begin anew.
   absl::StatusOr<bool> Retire();
 
   // --- the data plane (ReplicaSession); `session` is held by the caller ---

@@ -98,11 +98,15 @@ absl::StatusOr<std::vector<VolumeFile>> VolumeFiles(const Config& config) {
     const std::string file = entry->path().filename().string();
     const size_t dash = file.find('-');
     uint64_t number = 0;
-    if (file.ends_with(kVolumeSuffix) && !file.ends_with(kMembersSuffix) && dash != std::string::npos &&
-        absl::SimpleAtoi(file.substr(0, dash), &number)) {
-      const size_t length = file.size() - dash - 1 - std::string_view(kVolumeSuffix).size();
-      files.push_back({number, file.substr(dash + 1, length), entry->path().string()});
+    if (!file.ends_with(kVolumeSuffix) || file.ends_with(kMembersSuffix)) {
+      continue;
     }
+    if (dash == std::string::npos || !absl::SimpleAtoi(file.substr(0, dash), &number)) {
+      return absl::InvalidArgumentError(
+          fmt::format("{} is no NUMBER-NAME.toml; name it so, or move it away", entry->path().string()));
+    }
+    const size_t length = file.size() - dash - 1 - std::string_view(kVolumeSuffix).size();
+    files.push_back({number, file.substr(dash + 1, length), entry->path().string()});
   }
   if (error && error != std::errc::no_such_file_or_directory) {
     return absl::ErrnoToStatus(error.value(), fmt::format("cannot read {}", DirectoryOf(config).string()));

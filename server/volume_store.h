@@ -11,8 +11,9 @@
 
 namespace pmirror::server {
 
-// Completes what the configuration file says; volumes follow in the order in which they were made, by which running programs know them. Members that were decided later win over the file; volumes of which this node holds nothing any
-// more stay in `config` (HoldsCopy). kInvalidArgument and others name the file.
+// Completes what the configuration file says; volumes follow in the order in which they were made, by which running programs know them. Members that were
+// decided later win over the file; volumes of which this node holds nothing any more stay in `config` (HoldsCopy). kInvalidArgument and others name the
+// file.
 absl::Status LoadStored(Config& config);
 
 // Durable when they return OK; the old or the new after an error.

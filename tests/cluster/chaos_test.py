@@ -7,6 +7,7 @@ PMIRROR_CHAOS_ROUNDS faults of each kind (few by default), from PMIRROR_CHAOS_SE
 
 import os
 import random
+import re
 import signal
 import subprocess
 import tempfile
@@ -33,19 +34,28 @@ class Fio:
                                 "--verify_state_save=0", "--time_based", "--runtime=600", "--eta=never"),
             stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True)
 
+    def _maps_its_file(self):
+        with open(f"/proc/{self._process.pid}/maps", encoding="utf-8") as maps:
+            return "/fio.0.0" in maps.read()
+
+    def wait_for_start(self):
+        wait(lambda: self._process.poll() is not None or self._maps_its_file(), "fio maps its file")
+
     def kill(self):
-        if self._process.poll() is None:
+        try:
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        except ProcessLookupError:
+            pass  # killed with its node
+        self._process.wait(30)
 
     def end(self):
-        """Kills it, and fails when it has read other bytes than it wrote."""
+        """Kills it, and fails when it has ended by itself: it does when it reads other bytes than it wrote, and when a call fails."""
         self.kill()
         self._output.seek(0)
         output = self._output.read()
         self._output.close()
-        if "verify:" in output or "bad magic" in output:
-            raise AssertionError(output)
+        if self._process.returncode != -signal.SIGKILL or re.search("verify( failed|:)", output):
+            raise AssertionError(f"fio ended with {self._process.returncode}: {output}")
 
 
 class Chaos(ClusterTest):
@@ -62,6 +72,7 @@ class Chaos(ClusterTest):
 
     def start(self, cluster):
         writers = {"fio": Fio(cluster)}
+        self.addCleanup(writers["fio"].kill)
         for name in PROGRAMS:
             program, options, _, env = CASES[name]
             preload = name != "raw_static"
@@ -88,9 +99,9 @@ class Chaos(ClusterTest):
         acknowledged = {}
         for _ in range(self.rounds):
             writers = self.start(cluster)
-            for name, writer in writers.items():
-                if name != "fio":
-                    writer.wait_for(acknowledged.get(name, 0) + 3)
+            writers["fio"].wait_for_start()
+            for name in PROGRAMS:
+                writers[name].wait_for(acknowledged.get(name, 0) + 3)
             self.moment()
             fault(cluster, writers)
             self.assert_whole(cluster, writers, acknowledged)

@@ -113,12 +113,12 @@ class Finds(CheckTest):
         self.assertEqual(cluster.differences(cluster.primary, cluster.replica), [])
 
     def test_P5_damage_stays_known_when_the_file_gets_another_name_and_ends_with_the_copy(self):
-        cluster = self.checked(nodes=3)
+        cluster = self.cluster(check="12s", nodes=3)  # what is known is looked at between two walks
         self.still(cluster)
         self.damage(cluster, 7 * PAGE)
         self.wait_alarm(cluster, path="still", offset=7 * PAGE)
         os.rename(cluster.mounted("still"), cluster.mounted("moved"))
-        self.wait_rounds(cluster, 2)
+        self.wait_rounds(cluster, 1)
         self.assertEqual(self.check(cluster)["differences"], 1)
         self.assertFalse(cluster.events(cluster.primary, "copies_equal"))
         for action in ("remove", "add"):

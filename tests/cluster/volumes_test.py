@@ -77,8 +77,12 @@ class Copies(VolumesTest):
     def stop_in_the_middle_of_a_copy(self, cluster, volume, node):
         """SIGSTOP of a node that is being filled, and does not count yet."""
         for attempt in range(10):
+            for i in range(64):
+                with open(cluster.mounted(f"old{i}", volume), "wb") as file:
+                    file.write(os.urandom(1 << 20))
             self.command(cluster, "replica", "add", volume, node, "--no-wait")
             cluster.signal(node, signal.SIGSTOP)
+            wait(lambda: self.replicas_of(cluster, volume)[node] not in ("resyncing", "in-sync"), "it is seen that the node does not answer")
             if len(cluster.events("n1", "replica_filled", node=node)) == attempt:
                 return
             cluster.signal(node, signal.SIGCONT)  # it was too quick
@@ -88,9 +92,6 @@ class Copies(VolumesTest):
     def test_P6_no_sync_waits_for_a_copy_that_has_never_been_whole(self):
         cluster = self.cluster(nodes=3, on_loss="fail", deadline="2s")
         self.create(cluster, "v1", "--nodes", "n1,n2", "--on-loss", "fail", "--deadline", "2s")
-        for i in range(64):
-            with open(cluster.mounted(f"old{i}", "v1"), "wb") as file:
-                file.write(os.urandom(1 << 20))
         writer = self.load(cluster, "v1")
         self.stop_in_the_middle_of_a_copy(cluster, "v1", "n3")
         try:

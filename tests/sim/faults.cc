@@ -12,6 +12,7 @@ Task<> Node::Faults() {
     while (network_.messages - from < cut->message && !healing_) {
       co_await network_.sent.Wait(world_.settings.troubled + 1);
     }
+    troubled_messages_ = network_.messages - from;
     cut_ = !healing_;
     if (cut_) {
       world_.loop.Spawn(group_, cut->node == 0 ? RestartDaemon(true) : RestartReplica(cut->node - 1, true));

@@ -31,7 +31,9 @@ class Node {
   World& world() { return world_; }
   uint64_t acknowledged() const { return oracle_.acknowledged(); }
   uint64_t resyncs() const { return resyncs_; }
-  bool cut() const { return cut_; }  // Settings::only_cut has happened
+  // With Settings::only_cut: it has happened; and the messages until then, or until everything was healed.
+  bool cut() const { return cut_; }
+  uint64_t troubled_messages() const { return troubled_messages_; }
 
  private:
   Task<> SetUp();
@@ -62,6 +64,7 @@ class Node {
   uint64_t resyncs_ = 0;
   bool healing_ = false;
   bool cut_ = false;
+  uint64_t troubled_messages_ = 0;
   bool primary_busy_ = false;  // a fault of the node or its daemon is under way
   std::vector<bool> replica_busy_;
   Group group_;

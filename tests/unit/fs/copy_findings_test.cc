@@ -100,6 +100,32 @@ TEST_F(CopyFindingsTest, P5_PlacesThatAreNotKeptKeepTheConditionUntilARoundFinds
   EXPECT_THAT(events_.Take(), ElementsAre("copies_equal n2"));
 }
 
+TEST_F(CopyFindingsTest, P5_ARoundOrAVerifyThatMissedSomethingDoesNotEndWhatWasNotKept) {
+  findings_.RoundBegan(100);
+  for (uint64_t i = 0; i < CopyFindings::kMostPlaces + 1; ++i) {
+    findings_.Differs(0, {FileId{2}, "f", {i * 8192, 4096}});
+  }
+  findings_.RoundEnded();
+  for (const CopyFindings::Place& place : findings_.Known(0)) {
+    findings_.Mended(0, place);
+  }
+  events_.Take();
+  recovery::VerifyResult busy;
+  busy.busy.push_back({"f", recovery::What::kData, one_.extent});
+  findings_.Verified("n2", busy);
+  findings_.Differs(0, one_);
+  events_.Take();
+  findings_.Mended(0, one_);
+  findings_.RoundBegan(100);
+  findings_.NotCompared(0);
+  findings_.RoundEnded();
+  EXPECT_THAT(events_.Take(), IsEmpty());
+  findings_.RoundBegan(100);
+  findings_.NotCompared(1);
+  findings_.RoundEnded();
+  EXPECT_THAT(events_.Take(), ElementsAre("copies_equal n2"));
+}
+
 TEST_F(CopyFindingsTest, OverlappingPlacesOfAFileAreOne) {
   findings_.Differs(0, {FileId{2}, "f", {4096, 8192}});
   findings_.Differs(0, {FileId{2}, "f", {8192, 8192}});

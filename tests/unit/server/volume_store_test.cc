@@ -153,6 +153,10 @@ TEST_F(VolumeStoreTest, P9ADamagedFileIsNamedAndNothingIsServed) {
   std::ofstream(path) << "uuid = 7";
   const absl::Status status = LoadStored(config);
   EXPECT_THAT(std::string(status.message()), HasSubstr(path));
+  std::ofstream(scratch_.path() + "/volumes/v0.toml") << "[[volume]]";
+  EXPECT_THAT(std::string(LoadStored(config).message()),
+              HasSubstr("/volumes/v0.toml is no NUMBER-NAME.toml"));
+  std::filesystem::remove(scratch_.path() + "/volumes/v0.toml");
   std::ofstream(path) << "uuid = \"11111111-89ab-cdef-0123-456789abcdef\"\nnodes = [\"n1\"]\n";
   EXPECT_THAT(std::string(LoadStored(config).message()), HasSubstr("is not that of volume v0"));
 }
